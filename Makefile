@@ -1,0 +1,49 @@
+# Each target makes what it needs: the virtual environment, its packages, the data.
+# PYTHON=python3.12 chooses the interpreter, ARGS="--full" is handed to the example or to pytest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help mnist tutorial test lint format clean
+
+help:
+	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
+	@echo "make tutorial  the same story in JAX alone, on jax_core (results/tutorial)"
+	@echo "make test      run the tests"
+	@echo "make lint      ruff and pyright"
+
+mnist: $(VENV)/.installed-examples
+	$(BIN)/python examples/mnist.py $(ARGS)
+
+tutorial: $(VENV)/.installed-examples
+	$(BIN)/python examples/tutorial.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) results
+
+# A stamp per extra: a second run installs nothing, a changed pyproject.toml installs anew.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "Installing the '$*' packages into $(VENV) (torch and jax are large: this takes some minutes once)."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# Some systems ship Python without ensurepip; there the interpreter's own pip fills the environment.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No CPython 3.11 to 3.13 on PATH: install one, or run make PYTHON=/path/to/python."; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+		&& $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }

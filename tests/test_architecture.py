@@ -1,0 +1,101 @@
+"""The laws of the folders: who may import whom, how long a file may be, what an import may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("bridge", "jax_core")
+MAX_LINES = 300
+
+# Inside the core: part -> the siblings it may import, besides the ground that all stand on.
+GROUND = {"types", "trees"}
+MAY_IMPORT = {
+    "likelihoods": set(),
+    "operators": set(),
+    "curvature": {"likelihoods"},
+    "evaluation": set(),
+    "plots": set(),
+    "lowrank": {"operators"},
+    "posterior": {"operators", "lowrank"},
+    "predictive": {"operators", "posterior"},
+}
+OPTIONAL = ("matplotlib", "optax", "flax", "torch2jax", "torchvision", "sklearn")
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported_modules(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """The absolute dotted names of everything that a file imports."""
+    tree = ast.parse(path.read_text())
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module or "").split(".") if node.module else ())))
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def core_part(module: str) -> str | None:
+    """`jax_core.lowrank.lanczos` -> `lowrank`; None for what lies outside the core."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "jax_core" and len(parts) > 1 else None
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+@pytest.mark.parametrize("path", python_files("jax_core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_never_imports_torch_or_bridge(path):
+    assert not {name.split(".")[0] for name in imported_modules(path)} & {"torch", "bridge"}
+
+
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_core_part_imports_only_the_parts_before_it(part):
+    files = python_files(f"jax_core/{part}") or [ROOT / "jax_core" / f"{part}.py"]
+    names = {entry.stem for entry in (ROOT / "jax_core").iterdir()}
+    for path in files:
+        siblings = {core_part(name) for name in imported_modules(path)} & names
+        assert siblings <= MAY_IMPORT[part] | GROUND | {part}, f"{path.relative_to(ROOT)} imports {siblings}"
+
+
+def test_tensor_conversion_has_one_home():
+    allowed = ROOT / "bridge" / "tensors.py"
+    offenders = [p for p in python_files(*PACKAGES) if p != allowed and "dlpack" in str(imported_modules(p))]
+    assert not offenders
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_optional_packages_are_imported_only_where_used(path):
+    top = {name.split(".")[0] for name in imported_modules(path, top_level_only=True)}
+    assert not top & set(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    "path",
+    python_files(*PACKAGES, "tests", "examples", "benchmarks", "scripts"),
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_file_is_short(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_importing_the_core_loads_no_torch():
+    assert not loaded_by("import jax_core") & {"torch", "bridge", *OPTIONAL}
+
+
+def test_importing_the_bridge_loads_no_optional_package():
+    assert not loaded_by("import bridge") & set(OPTIONAL)
