@@ -35,7 +35,16 @@ def evaluate(loader, function=predict, **options):
 
 
 def test_functions_of_a_sample_and_of_a_batch_give_the_same():
-    singly, batched = evaluate(batches()), evaluate(batches(), vmap_over_data=False)
+    def of_a_sample(x):
+        assert x.shape == (6,)
+        return predict(x)
+
+    def of_a_batch(x):
+        assert x.shape[1:] == (6,)
+        return predict(x)
+
+    singly = evaluate(batches(), of_a_sample, vmap_over_data=True)
+    batched = evaluate(batches(), of_a_batch, vmap_over_data=False)
     assert singly.keys() == {"map", "confidence", "right"} and singly["map"].shape == (21, 4)
     for name in singly:
         np.testing.assert_allclose(singly[name], batched[name], atol=1e-6)
