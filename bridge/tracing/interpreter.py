@@ -1,0 +1,159 @@
+"""Run a captured ATen graph in JAX, one lowering per node."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+from torch import fx
+
+from bridge.tensors import jax_dtype
+from bridge.tracing.errors import MissingLoweringError
+from bridge.tracing.lowering import LOWERINGS, ChannelsLast, logical
+
+aten = torch.ops.aten
+
+# arguments that say where and how torch stores a tensor, which arrays do not have
+_STORAGE = {"device", "pin_memory", "layout", "memory_format", "non_blocking", "generator"}
+
+# operators with no value: checks that export writes into the graph
+_CHECKS = {
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One node of the graph, ready to run."""
+
+    name: str
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dtypes: Any
+    """The dtype torch gives to the result, or a list of them, or None where it is no tensor."""
+    last_uses: tuple[str, ...]
+    """Values that no later step reads."""
+
+
+def compile_steps(graph: fx.Graph) -> list[Step]:
+    """The nodes of `graph` that compute something, with their lowerings; raises where one is missing."""
+    nodes = [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
+    last_reader: dict[str, str] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            last_reader[source.name] = node.name
+    dying: dict[str, list[str]] = {}
+    for source, reader in last_reader.items():
+        dying.setdefault(reader, []).append(source)
+    return [
+        Step(
+            node.name,
+            _function(node),
+            tuple(node.args),
+            {key: value for key, value in node.kwargs.items() if key not in _STORAGE},
+            _dtypes(node),
+            tuple(dying.get(node.name, ())),
+        )
+        for node in nodes
+    ]
+
+
+def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
+    """Run the steps in order, on `values` by node name; afterwards it holds what the outputs need."""
+    for step in steps:
+        args = _resolve(step.args, values)
+        result = step.run(*args, **_resolve(step.kwargs, values))
+        values[step.name] = _cast(result, step.dtypes)
+        for name in step.last_uses:
+            values.pop(name, None)
+
+
+def where(node: fx.Node) -> str:
+    """The module path and the line of the user's code that a node stems from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((path for path, _ in reversed(list(stack.values())) if path), "")
+    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
+    code = [i for i, line in enumerate(lines) if line.strip().startswith("File ") and "/torch/" not in line]
+    text = " ".join(line.strip() for line in lines[code[-1] : code[-1] + 2]) if code else ""
+    return f"in module {f'model.{path}' if path else 'model'!r}" + (f", {text}" if text else "")
+
+
+def _function(node: fx.Node) -> Callable[..., Any]:
+    target: Any = node.target
+    if target in LOWERINGS:
+        return LOWERINGS[target]
+    if target is operator.getitem:
+        return _getitem
+    if target is aten.sym_size.int:
+        return _sym_size
+    if target is aten.sym_numel.default:
+        return lambda x: logical(x).size
+    if callable(target) and getattr(target, "__module__", "") in ("_operator", "math", "builtins", "torch"):
+        return target  # arithmetic on sizes, which are plain numbers here
+    raise MissingLoweringError(
+        f"No JAX lowering for {target} ({where(node)}). Register one:\n\n"
+        f"    @bridge.lowers({_spelled(target)})\n"
+        f"    def {str(target).split('.')[1] if '.' in str(target) else target}(x, ...):\n"
+        "        return jnp...  # the same in JAX: tensors come as arrays\n"
+    )
+
+
+def _spelled(target: Any) -> str:
+    return f"torch.ops.{target}" if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def _getitem(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _sym_size(x: Any, dim: int) -> int:
+    if isinstance(x, ChannelsLast):
+        ndim = x.array.ndim
+        return x.array.shape[{0: 0, 1: ndim - 1}.get(dim % ndim, dim % ndim - 1)]
+    return x.shape[dim]
+
+
+def _resolve(argument: Any, values: dict[str, Any]) -> Any:
+    if isinstance(argument, fx.Node):
+        return values[argument.name]
+    if isinstance(argument, (list, tuple)):
+        return (
+            [_resolve(item, values) for item in argument]
+            if isinstance(argument, list)
+            else tuple(_resolve(item, values) for item in argument)
+        )
+    if isinstance(argument, dict):
+        return {key: _resolve(value, values) for key, value in argument.items()}
+    if isinstance(argument, torch.dtype):
+        return jax_dtype(argument)
+    return argument
+
+
+def _dtypes(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    if isinstance(value, (list, tuple)):
+        return [item.dtype if isinstance(item, torch.Tensor) else None for item in value]
+    return None
+
+
+def _cast(result: Any, dtypes: Any) -> Any:
+    """Give results torch's dtype: its promotion rules are not JAX's, and the graph knows their outcome."""
+    if isinstance(dtypes, list):
+        return [_cast(item, dtype) for item, dtype in zip(result, dtypes, strict=True)]
+    if dtypes is None:
+        return result
+    if isinstance(result, ChannelsLast):
+        return ChannelsLast(_cast(result.array, dtypes))
+    wanted = jax_dtype(dtypes)
+    return result if getattr(result, "dtype", None) == wanted else jnp.asarray(result, wanted)

@@ -1,0 +1,220 @@
+"""Elementwise operators: arithmetic, comparisons, casts and the plain functions of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from jax import lax
+from jaxtyping import Array
+
+from bridge.tracing.lowering.registry import lowers
+
+aten = torch.ops.aten
+
+_UNARY: dict[str, Callable[[Array], Array]] = {
+    "abs": jnp.abs,
+    "acos": jnp.arccos,
+    "acosh": jnp.arccosh,
+    "asin": jnp.arcsin,
+    "asinh": jnp.arcsinh,
+    "atan": jnp.arctan,
+    "atanh": jnp.arctanh,
+    "bitwise_not": jnp.bitwise_not,
+    "ceil": jnp.ceil,
+    "cos": jnp.cos,
+    "cosh": jnp.cosh,
+    "erf": jax.scipy.special.erf,
+    "erfc": jax.scipy.special.erfc,
+    "erfinv": jax.scipy.special.erfinv,
+    "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expm1": jnp.expm1,
+    "floor": jnp.floor,
+    "isfinite": jnp.isfinite,
+    "isinf": jnp.isinf,
+    "isnan": jnp.isnan,
+    "lgamma": jax.scipy.special.gammaln,
+    "log": jnp.log,
+    "log10": jnp.log10,
+    "log1p": jnp.log1p,
+    "log2": jnp.log2,
+    "logical_not": jnp.logical_not,
+    "neg": jnp.negative,
+    "reciprocal": jnp.reciprocal,
+    "round": jnp.round,
+    "rsqrt": lax.rsqrt,
+    "sgn": jnp.sign,
+    "sigmoid": jax.nn.sigmoid,
+    "sign": jnp.sign,
+    "sin": jnp.sin,
+    "sinh": jnp.sinh,
+    "sqrt": jnp.sqrt,
+    "square": jnp.square,
+    "tan": jnp.tan,
+    "tanh": jnp.tanh,
+    "trunc": jnp.trunc,
+}
+
+_BINARY: dict[str, Callable[[Any, Any], Array]] = {
+    "atan2": jnp.arctan2,
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_xor": jnp.bitwise_xor,
+    "eq": jnp.equal,
+    "floor_divide": jnp.floor_divide,
+    "fmod": jnp.fmod,
+    "ge": jnp.greater_equal,
+    "gt": jnp.greater,
+    "hypot": jnp.hypot,
+    "le": jnp.less_equal,
+    "logaddexp": jnp.logaddexp,
+    "logical_and": jnp.logical_and,
+    "logical_or": jnp.logical_or,
+    "logical_xor": jnp.logical_xor,
+    "lt": jnp.less,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
+    "mul": jnp.multiply,
+    "ne": jnp.not_equal,
+    "remainder": jnp.remainder,
+    "true_divide": jnp.divide,
+}
+
+
+for _name, _function in _UNARY.items():
+    lowers(getattr(aten, _name).default, layout="elementwise")(_function)
+
+for _name, _function in _BINARY.items():
+    _packet = getattr(aten, _name)
+    _overloads = [getattr(_packet, o) for o in ("default", "Tensor", "Scalar") if o in _packet.overloads()]
+    lowers(*_overloads, layout="elementwise")(_function)
+
+
+@lowers(aten.add.Tensor, aten.add.Scalar, layout="elementwise")
+def add(x: Array, other: Any, alpha: float = 1) -> Array:
+    r"""$x + \alpha\,y$."""
+    return x + other if alpha == 1 else x + alpha * other
+
+
+@lowers(aten.sub.Tensor, aten.sub.Scalar, layout="elementwise")
+def sub(x: Array, other: Any, alpha: float = 1) -> Array:
+    r"""$x - \alpha\,y$."""
+    return x - other if alpha == 1 else x - alpha * other
+
+
+@lowers(aten.rsub.Tensor, aten.rsub.Scalar, layout="elementwise")
+def rsub(x: Array, other: Any, alpha: float = 1) -> Array:
+    r"""$y - \alpha\,x$."""
+    return other - x if alpha == 1 else other - alpha * x
+
+
+@lowers(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode, layout="elementwise")
+def div(x: Array, other: Any, rounding_mode: str | None = None) -> Array:
+    """$x / y$, rounded down (`floor`), towards zero (`trunc`) or not at all."""
+    if rounding_mode is None:
+        return jnp.true_divide(x, other)
+    if rounding_mode == "floor":
+        return jnp.floor_divide(x, other)
+    if jnp.issubdtype(jnp.result_type(x, other), jnp.integer):
+        return lax.div(*jnp.broadcast_arrays(x, jnp.asarray(other, x.dtype)))
+    return jnp.trunc(jnp.true_divide(x, other))
+
+
+@lowers(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar, layout="elementwise")
+def power(x: Any, exponent: Any) -> Array:
+    """$x^y$; a whole exponent becomes repeated multiplication, which is faster and has all derivatives."""
+    if isinstance(exponent, float) and exponent.is_integer():
+        exponent = int(exponent)
+    return jnp.power(x, exponent)
+
+
+@lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, layout="elementwise")
+def where(condition: Array, x: Any, other: Any) -> Array:
+    """The elements of `x` where `condition` holds, else those of `other`."""
+    return jnp.where(condition, x, other)
+
+
+@lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor, layout="elementwise")
+def masked_fill(x: Array, mask: Array, value: Any) -> Array:
+    """`x` with `value` where `mask` holds."""
+    return jnp.where(mask, jnp.asarray(value, x.dtype), x)
+
+
+@lowers(aten.clamp.default, aten.clamp.Tensor, layout="elementwise")
+def clamp(x: Array, min: Any = None, max: Any = None) -> Array:
+    """`x` cut to `[min, max]`; the derivative at an end is one, as in torch."""
+    if min is not None:
+        x = jnp.where(x < min, jnp.asarray(min, x.dtype), x)
+    if max is not None:
+        x = jnp.where(x > max, jnp.asarray(max, x.dtype), x)
+    return x
+
+
+@lowers(aten.clamp_min.default, aten.clamp_min.Tensor, layout="elementwise")
+def clamp_min(x: Array, min: Any) -> Array:
+    """`x`, but at least `min`."""
+    return clamp(x, min=min)
+
+
+@lowers(aten.clamp_max.default, aten.clamp_max.Tensor, layout="elementwise")
+def clamp_max(x: Array, max: Any) -> Array:
+    """`x`, but at most `max`."""
+    return clamp(x, max=max)
+
+
+@lowers(aten.lerp.Scalar, aten.lerp.Tensor, layout="elementwise")
+def lerp(x: Array, end: Array, weight: Any) -> Array:
+    """$x + w (y - x)$."""
+    return x + weight * (end - x)
+
+
+@lowers(aten.addcmul.default, layout="elementwise")
+def addcmul(x: Array, a: Array, b: Array, value: float = 1) -> Array:
+    r"""$x + v\,a b$."""
+    return x + value * a * b
+
+
+@lowers(aten.addcdiv.default, layout="elementwise")
+def addcdiv(x: Array, a: Array, b: Array, value: float = 1) -> Array:
+    r"""$x + v\,a / b$."""
+    return x + value * (a / b)
+
+
+@lowers(aten.nan_to_num.default, layout="elementwise")
+def nan_to_num(x: Array, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Array:
+    """`x` with NaN and the infinities replaced."""
+    return jnp.nan_to_num(x, nan=nan or 0.0, posinf=posinf, neginf=neginf)
+
+
+@lowers(aten._to_copy.default, layout="elementwise")
+def to_copy(x: Array, dtype: Any = None) -> Array:
+    """A cast; devices and memory formats mean nothing here."""
+    return x if dtype is None else x.astype(dtype)
+
+
+@lowers(
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    layout="own",
+)
+def same(x: Any) -> Any:
+    """`x`, since arrays are values: there is nothing to copy or to alias."""
+    return x
+
+
+@lowers(aten.detach.default, layout="elementwise")
+def detach(x: Array) -> Array:
+    """`x` with its derivative cut."""
+    return lax.stop_gradient(x)
+
+
+@lowers(aten.fill.Scalar, aten.fill.Tensor)
+def fill(x: Array, value: Any) -> Array:
+    """An array shaped like `x`, full of `value`."""
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
