@@ -10,9 +10,10 @@ import torch
 from bridge.tracing.checks import check
 from bridge.tracing.errors import MismatchError, MissingLoweringError, TraceError
 from bridge.tracing.exported import trace_export
+from bridge.tracing.inputs import Inputs
 from bridge.tracing.lowering.registry import lowers
 from bridge.tracing.modes import evaluating
-from bridge.tracing.traced_model import Inputs, TracedModel
+from bridge.tracing.traced_model import TracedModel
 from bridge.tracing.verify import verify as _verify
 
 __all__ = ["MismatchError", "MissingLoweringError", "TraceError", "TracedModel", "lowers", "trace"]
@@ -57,4 +58,20 @@ def trace(
 def _tracer(name: Tracer) -> Callable[[torch.nn.Module, Inputs], TracedModel]:
     if name == "export":
         return trace_export
+    if name == "torch2jax":
+        from bridge.tracing.torch2jax import trace_torch2jax  # GPL-3.0: only where it is asked for
+
+        return trace_torch2jax
+    if name == "auto":
+        return _trace_auto
     raise ValueError(f"tracer={name!r}: choose 'export', 'torch2jax' or 'auto'.")
+
+
+def _trace_auto(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
+    try:
+        return trace_export(model, inputs)
+    except TraceError as error:
+        try:
+            return _tracer("torch2jax")(model, inputs)
+        except TraceError as second:
+            raise TraceError(f"{error}\nNor by torch2jax: {second}") from error

@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.errors import TraceError
-from bridge.tracing.traced_model import Inputs
+from bridge.tracing.inputs import Inputs
 
 
 def check(model: torch.nn.Module, inputs: Inputs) -> None:

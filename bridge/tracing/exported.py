@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.binding import bind, graph_function, to_arrays
+from bridge.tracing.inputs import Inputs, batch_size, is_batched, make_signature
 from bridge.tracing.lowering import LOWERINGS
-from bridge.tracing.traced_model import Inputs, TracedModel
+from bridge.tracing.traced_model import TracedModel
 
 aten = torch.ops.aten
 
@@ -32,32 +34,20 @@ def capture(model: torch.nn.Module, inputs: Inputs) -> ExportedProgram:
         return program.run_decompositions(_decompositions())
 
 
-def batch_size(inputs: Inputs) -> int | None:
-    """The length of axis 0 of the first tensor that has one."""
-    for leaf in torch_pytree.tree_leaves(inputs):
-        if isinstance(leaf, torch.Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    return None
-
-
 def _at_least_two(args: Any, kwargs: Any) -> tuple[Any, Any]:
     # export would take a batch of one for a constant, and an empty one for nothing to trace
     size = batch_size((args, kwargs))
     if size is None or size > 1:
         return args, kwargs
-    double = lambda x: torch.cat([x, x]) if _batched(x, size) else x  # noqa: E731
+    double = lambda x: torch.cat([x, x]) if is_batched(x, size) else x  # noqa: E731
     return torch_pytree.tree_map(double, (args, kwargs))
-
-
-def _batched(leaf: Any, size: int | None) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
 
 
 def _dynamic(model: torch.nn.Module, args: Any, kwargs: Any) -> Any:
     size = batch_size((args, kwargs))
     shapes = ShapesCollection()  # places each axis whatever the signature of forward: *args, defaults, mappings
     for leaf in torch_pytree.tree_leaves((args, kwargs)):
-        if _batched(leaf, size):
+        if is_batched(leaf, size):
             shapes[leaf] = {0: Dim.AUTO}
     return shapes.dynamic_shapes(model, args, kwargs)
 
@@ -84,10 +74,23 @@ def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
     """Trace `model`, which must be in eval mode, by `torch.export`."""
     program = capture(model, inputs)
     binding = bind(program, model)
-    return TracedModel(
-        params=to_arrays(binding.params),
-        buffers=to_arrays(binding.buffers),
-        function=graph_function(program, binding),
-        inputs=tuple(spec for spec in binding.specs if spec is not None),
-        tracer="export",
-    )
+    signature = make_signature(inputs, *_open_axes(program, binding.inputs))
+    function = graph_function(program, binding, signature)
+    return TracedModel(to_arrays(binding.params), to_arrays(binding.buffers), function, signature.tensors, "export")
+
+
+def _open_axes(program: ExportedProgram, names: Sequence[str]) -> tuple[list[bool], tuple[int, float]]:
+    """Which inputs kept a symbolic axis 0, and the range of sizes that the graph holds for."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    ranges: dict[Any, Any] = program.range_constraints
+    flags, low, high = [], 0, float("inf")
+    for name in names:
+        value = nodes[name].meta.get("val")
+        size = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else None
+        flags.append(isinstance(size, torch.SymInt))
+        if isinstance(size, torch.SymInt):
+            bounds = ranges[size.node.expr]
+            # a lower bound of two is export's own assumption, not the model's
+            low = max(low, int(bounds.lower) if bounds.lower > 2 else 0)
+            high = min(high, float(bounds.upper) if bounds.upper.is_finite else high)
+    return flags, (low, high)

@@ -15,7 +15,8 @@ from torch.utils import _pytree as torch_pytree
 
 from bridge.tensors import to_jax
 from bridge.tracing.errors import MismatchError
-from bridge.tracing.traced_model import Inputs, TracedModel
+from bridge.tracing.inputs import Inputs
+from bridge.tracing.traced_model import TracedModel
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # gradients of half precision are sums of rounded terms
