@@ -1,0 +1,60 @@
+"""Laplace around a flax.nnx model, on `jax_core` alone: every step that `bridge.Laplace` takes for a torch user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from nnx_models import as_params, nnx_function
+
+from jax_core.curvature.data_loader_mv import LoaderPasses
+from jax_core.fit import FitOptions, fit_curvature
+from jax_core.likelihoods import Categorical
+from jax_core.posterior import Posterior
+from jax_core.predictive.linearized import linearized_predictive
+from jax_core.predictive.links import probit
+from jax_core.trees import get_size
+from jax_core.tuning.prior_precision import maximize_evidence, spectrum
+
+
+def fit_nnx_laplace(
+    name: str,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_total_samples: int,
+    options: FitOptions,
+    batch_size: int = 128,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit a low-rank posterior, tune its prior, and return images `(B, 28, 28, 1)` -> probabilities `(B, C)`."""
+    model_fn, params = nnx_function(name), as_params(weights)
+
+    # 1. the curvature of the loss over the data, reduced to its leading eigenpairs
+    starts = range(0, len(labels), batch_size)
+    loader = [(images[i : i + batch_size], labels[i : i + batch_size]) for i in starts]
+    fitted = fit_curvature(
+        model_fn,
+        params,
+        Categorical(),
+        LoaderPasses(loader),
+        options,
+        key=jax.random.key(0),
+        num_total_samples=num_total_samples,
+    )
+
+    # 2. the prior precision that the evidence prefers
+    squared_norm = sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(params))
+    tuned = maximize_evidence(spectrum(fitted.curvature), get_size(params), squared_norm)
+
+    # 3. the posterior, and its push through the linearised network
+    posterior = Posterior.create(params, fitted.curvature, jnp.asarray(tuned.prior_precision))
+    predictive = linearized_predictive(model_fn, posterior)
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        outputs = predictive(jnp.asarray(batch))
+        return np.array(probit(outputs.mean, outputs.covariance))
+
+    return predict
