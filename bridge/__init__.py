@@ -1,0 +1,8 @@
+"""Post-hoc uncertainty for PyTorch models, computed in JAX: torch in, torch out."""
+
+from bridge.laplace import Laplace
+from bridge.losses import to_likelihood
+from bridge.tensors import to_jax, to_torch
+from bridge.tracing import TracedModel, lowers, trace
+
+__all__ = ["Laplace", "TracedModel", "lowers", "to_jax", "to_likelihood", "to_torch", "trace"]

@@ -1,0 +1,103 @@
+"""From a torch batch through the linearised network and back to a torch tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from bridge.options import LinkName
+from bridge.tensors import to_jax, to_torch
+from bridge.tracing import TracedModel
+from jax_core.compiled import as_data
+from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
+from jax_core.predictive import GaussianOutputs, link_by_name
+from jax_core.predictive.links import Link
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OneExample:
+    """A traced model as ``model_fn(input, params)`` of one example; its buffers are data of the pytree."""
+
+    function: Callable[..., Any] = field(metadata={"static": True})
+    buffers: dict[str, jax.Array]
+
+    @classmethod
+    def of(cls, traced: TracedModel) -> OneExample:
+        """The view of a traced model."""
+        return cls(traced.function, traced.buffers)
+
+    def __call__(self, x: Any, params: Any) -> jax.Array:
+        """The output for one example.
+
+        Raises:
+            TypeError: If the model returns anything but one tensor.
+        """
+        batch = jax.tree.map(lambda leaf: leaf[None], x)
+        outputs = self.function(self.buffers, params, *(batch if isinstance(batch, tuple | list) else (batch,)))
+        if not isinstance(outputs, jax.Array):
+            raise TypeError(
+                f"The model returns {type(outputs).__name__}; a likelihood needs one tensor of outputs per batch. Wrap "
+                "the model in a module whose forward returns that tensor."
+            )
+        return outputs[0]
+
+
+def tensors(tree: Any) -> Any:
+    """Inputs with every leaf a tensor; numpy arrays are wrapped."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf), tree)
+
+
+def checked_inputs(traced: TracedModel, x: Any) -> Any:
+    """A batch as JAX arrays.
+
+    Raises:
+        ValueError: If shapes are not the traced ones, or a value is not finite.
+        TypeError: If a dtype is of another kind than the traced one.
+    """
+    leaves = jax.tree.leaves(x)
+    if len(leaves) != len(traced.inputs):
+        raise ValueError(f"The model was traced with {len(traced.inputs)} input tensors, {len(leaves)} were given.")
+    for leaf in leaves:
+        if leaf.is_floating_point() and not torch.isfinite(leaf).all():
+            raise ValueError("The inputs hold NaN or infinity. Remove or repair those samples first.")
+    arrays = to_jax(x)
+    fitting = [spec.check(leaf) for spec, leaf in zip(traced.inputs, jax.tree.leaves(arrays), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(arrays), fitting)
+
+
+def like(reference: torch.Tensor, result: Any) -> Any:
+    """JAX results as torch tensors on the reference's device and, if it is floating, in its dtype."""
+    dtype = reference.dtype if reference.is_floating_point() else None
+    return jax.tree.map(lambda leaf: leaf.to(device=reference.device, dtype=dtype), to_torch(result))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Probabilities:
+    """Class probabilities of Gaussian logits."""
+
+    link: Link
+
+    def __call__(self, outputs: GaussianOutputs) -> jax.Array:
+        """``(B, C)``."""
+        return self.link(outputs.mean, outputs.covariance)
+
+
+def bernoulli_probabilities(outputs: GaussianOutputs) -> jax.Array:
+    """Probability of each label, by the probit approximation."""
+    variance = jnp.diagonal(outputs.covariance, axis1=-2, axis2=-1)
+    return jax.nn.sigmoid(outputs.mean / jnp.sqrt(1 + math.pi / 8 * variance))
+
+
+def finisher(likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples: int) -> Callable[..., Any]:
+    """What turns Gaussian outputs into what the user asked for: probabilities, or mean and covariance."""
+    if isinstance(likelihood, Categorical):
+        return Probabilities(as_data(link_by_name(link, key=key, num_samples=num_samples)))
+    return bernoulli_probabilities if isinstance(likelihood, Bernoulli) else tuple

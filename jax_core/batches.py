@@ -1,0 +1,64 @@
+"""Batches of a loader: their two accepted forms, their size, their fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jax_core.types import Data
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Batch(NamedTuple):
+    """Inputs and targets of a batch; the leading axis of every leaf counts samples."""
+
+    input: Any
+    target: Any
+
+
+def as_batch(data: Data) -> Batch:
+    """Read a mapping with ``input`` and ``target``, or an ``(input, target)`` pair.
+
+    Raises:
+        TypeError: For anything else.
+    """
+    if isinstance(data, Mapping) and "input" in data:
+        return Batch(data["input"], data.get("target"))
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Batch(data[0], data[1])
+    given = f"a mapping with keys {sorted(map(str, data))}" if isinstance(data, Mapping) else type(data).__name__
+    raise TypeError(
+        f"A batch is a mapping with 'input' and 'target' or an (input, target) pair, not {given}. "
+        "Give a transform that makes one of the two."
+    )
+
+
+def batch_size(data: Data) -> int:
+    """Samples in a batch: the leading axis of its first input leaf."""
+    return int(jax.tree.leaves(as_batch(data).input)[0].shape[0])
+
+
+def fingerprint(data: Data) -> tuple[int, int]:
+    """Number of samples and an order-independent hash of them.
+
+    Each sample's bytes are reduced to 64 bits by a random linear form, mixed, and the samples' hashes are added
+    modulo 2**64: two passes over the same samples agree, in whatever order and batches they come.
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(as_batch(data)._asdict())]
+    samples = leaves[0].shape[0]
+    words = np.zeros(samples, np.uint64)
+    for number, leaf in enumerate(leaves):
+        rows = np.ascontiguousarray(leaf).reshape(samples, -1).view(np.uint8)
+        padding = -rows.shape[1] % 8
+        rows = np.pad(rows, ((0, 0), (0, padding))) if padding else rows
+        integers = rows.view(np.uint64)
+        weights = np.random.default_rng(number).integers(1, 2**63, integers.shape[1], dtype=np.uint64) * 2 + 1
+        words = words * _MIX + integers @ weights
+    words ^= words >> np.uint64(31)
+    words *= _MIX
+    words ^= words >> np.uint64(29)
+    return samples, int(words.sum(dtype=np.uint64))

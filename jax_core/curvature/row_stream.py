@@ -1,0 +1,137 @@
+"""One pass over a loader as blocks of curvature rows, with what else that pass can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_core.batches import Batch
+from jax_core.curvature.data_loader_mv import LoaderPasses
+from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
+from jax_core.likelihoods import Likelihood
+from jax_core.trees import get_size
+from jax_core.types import ModelFn, Params
+
+Carry = TypeVar("Carry")
+Step: TypeAlias = Callable[[Any, Array, Any], Any]
+
+
+class RowStream:
+    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.curvature.rows`), unscaled.
+
+    Attributes:
+        nll: Summed negative log-likelihood, after a pass.
+        num_samples: Samples seen in a pass.
+        num_rows: Rows kept in a pass.
+        num_outputs: Scalar outputs of one sample.
+    """
+
+    def __init__(
+        self, model_fn: ModelFn, params: Params, likelihood: Likelihood, passes: LoaderPasses, *, tolerance: float
+    ) -> None:
+        """Bind a model and its loss to a loader.
+
+        Args:
+            model_fn: For one example; its bound arrays become arguments of the compiled programs.
+            params: Where to linearise.
+            likelihood: The loss.
+            passes: The data.
+            tolerance: Largest share of the loss curvature that may be dropped, per batch.
+        """
+        self.model_fn, self.params, self.likelihood = model_fn, params, likelihood
+        self.passes, self.tolerance = passes, tolerance
+        self.nll, self.num_samples, self.num_rows, self.num_outputs = 0.0, 0, 0, 0
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return get_size(self.params)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the rows."""
+        return jnp.result_type(*jax.tree.leaves(self.params))
+
+    def fold(self, step: Step, start: Carry, extra: Any = None) -> Carry:
+        """One pass: ``carry = step(carry, block, extra)`` over the blocks ``(R, P)``, the carry updated in place.
+
+        Args:
+            step: Traceable and defined at module level: it identifies the compiled program.
+            start: First carry; its buffers are given up.
+            extra: Arrays that every step needs.
+        """
+        carry = start
+        for rows, sizes in self._blocks():
+            carry = _advance(step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
+        return carry
+
+    def _blocks(self) -> Iterator[tuple[Rows, Any]]:
+        self.nll, self.num_samples, self.num_rows, self.num_outputs = 0.0, 0, 0, 0
+        batches = self._with_rows()
+        first = next(batches)
+        example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first[0].input)
+        sizes = plan_rows(self.model_fn, self.params, example)
+
+        def chained() -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+            yield first
+            yield from batches
+
+        for rows in pack_rows(chained(), sizes.block):
+            yield rows, sizes
+
+    def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+        for number, batch in enumerate(self.passes):
+            outputs, nll = evaluate(self.model_fn, self.params, self.likelihood, batch)
+            self.nll += finite_nll(nll, number)
+            sample, cotangent = loss_rows(self.likelihood, outputs, batch.target, self.tolerance)
+            self.num_samples += outputs.shape[0]
+            self.num_rows += len(sample)
+            self.num_outputs = outputs[0].size
+            yield batch, sample, cotangent
+
+    def matrix(self, limit_bytes: int) -> Float[Array, "N P"] | None:
+        """All rows as one matrix if they fit, else ``None`` (after reading only as far as the limit)."""
+        blocks: list[Array] = []
+        for rows, sizes in self._blocks():
+            blocks.append(_push_back(self.model_fn, self.params, rows, sizes.chunk))
+            if sum(block.nbytes for block in blocks) > limit_bytes:
+                return None
+        return jnp.concatenate(blocks)[: self.num_rows]
+
+
+@partial(jax.jit, static_argnames=("step", "chunk"), donate_argnames="carry")
+def _advance(step: Step, carry: Any, extra: Any, model_fn: ModelFn, params: Params, rows: Rows, chunk: int) -> Any:
+    return step(carry, push_back(model_fn, params, rows, chunk), extra)
+
+
+_push_back = jax.jit(push_back, static_argnums=3)
+
+
+@jax.jit
+def evaluate(
+    model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch
+) -> tuple[Float[Array, "B *output"], Float[Array, ""]]:
+    """Outputs and summed negative log-likelihood of a batch."""
+    outputs = jax.vmap(lambda x: model_fn(x, params))(batch.input)
+    return outputs, likelihood.nll(outputs, batch.target).sum()
+
+
+def finite_nll(nll: Array, number: int) -> float:
+    """The loss of a batch as a number.
+
+    Raises:
+        FloatingPointError: If it is not finite, naming the batch.
+    """
+    value = float(nll)
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"The loss of batch {number} is {value}: the model's outputs there are NaN or infinite, or no targets fit "
+            "them. Look at that batch, and at the model's weights."
+        )
+    return value

@@ -1,0 +1,239 @@
+"""Likelihoods: the loss per sample and its curvature with respect to the model's output.
+
+Every likelihood is a frozen value with the same few methods, all on a batch. ``outputs`` has shape ``(B, ..., C)``
+and ``target`` belongs to it; the loss is a sum over every axis but the first, one number per sample. Curvatures are
+products: no ``C x C`` matrix per sample is formed unless :func:`dense_hessian` is asked for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Outputs: TypeAlias = Float[Array, "B *rest"]
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    r"""$-\log p(y \mid f)$ per sample and its Hessian with respect to the outputs $f$."""
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        r"""$-\log p(y_i \mid f_i)$ for each sample."""
+        ...
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        r"""$H_i v_i$ with $H_i = \nabla_f^2 [-\log p(y_i \mid f_i)]$."""
+        ...
+
+    def sample(self, key: Array, outputs: Outputs) -> Any:
+        """Draw targets from the model's own predictive distribution."""
+        ...
+
+
+def _per_sample(values: Float[Array, "B *rest"]) -> Float[Array, " B"]:
+    return values.reshape(values.shape[0], -1).sum(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Categorical:
+    r"""Softmax classification, with ``torch.nn.CrossEntropyLoss``'s options under ``reduction="sum"``.
+
+    $-\sum_c t_c \log p_c$ with $p = \operatorname{softmax}(f)$ and
+    $t = w_y (1-\epsilon) e_y + \tfrac{\epsilon}{C} w$. The Hessian is
+    $a\,(\operatorname{diag}(p) - p p^\top)$ with $a = \sum_c t_c$: it depends on the target through $a$ alone.
+
+    Attributes:
+        weight: Weight $w$ per class, or ``None`` for ones.
+        label_smoothing: $\epsilon \in [0, 1]$.
+        ignore_index: Targets with this value count nothing.
+    """
+
+    weight: Float[Array, " C"] | None = None
+    label_smoothing: float = field(default=0.0, metadata={"static": True})
+    ignore_index: int | None = field(default=None, metadata={"static": True})
+
+    def target_weights(self, outputs: Outputs, target: Any) -> Outputs:
+        """The weights ``t`` of the log-probabilities; class indices or class probabilities both do."""
+        classes = outputs.shape[-1]
+        target = jnp.asarray(target)
+        if jnp.issubdtype(target.dtype, jnp.inexact):
+            one_hot, seen = target.astype(outputs.dtype), jnp.ones(target.shape[:-1], bool)
+        else:
+            seen = jnp.ones(target.shape, bool) if self.ignore_index is None else target != self.ignore_index
+            one_hot = jax.nn.one_hot(target, classes, dtype=outputs.dtype)
+        smooth = (1.0 - self.label_smoothing) * one_hot + self.label_smoothing / classes
+        weight = 1.0 if self.weight is None else self.weight.astype(outputs.dtype)
+        return jnp.where(seen[..., None], smooth * weight, 0.0)
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """See :meth:`Likelihood.nll`."""
+        return _per_sample(-self.target_weights(outputs, target) * jax.nn.log_softmax(outputs, axis=-1))
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+        p = jax.nn.softmax(outputs, axis=-1)
+        pv = p * vector
+        total = self.target_weights(outputs, target).sum(-1, keepdims=True)
+        return total * (pv - p * pv.sum(-1, keepdims=True))
+
+    def sample(self, key: Array, outputs: Outputs) -> Array:
+        """See :meth:`Likelihood.sample`."""
+        return jax.random.categorical(key, outputs, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gaussian:
+    r"""Regression, $\tfrac12 \lVert f - y \rVert^2$ and $H = I$; the noise enters later, as ``sigma_noise``."""
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """See :meth:`Likelihood.nll`."""
+        return _per_sample(0.5 * jnp.square(outputs - _like(target, outputs)))
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+        return vector
+
+    def sample(self, key: Array, outputs: Outputs) -> Array:
+        """See :meth:`Likelihood.sample`."""
+        return outputs + jax.random.normal(key, outputs.shape, outputs.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bernoulli:
+    r"""Independent binary labels (multi-label), $H = \operatorname{diag}(w\, p (1-p))$, $p = \sigma(f)$.
+
+    Attributes:
+        positive_weight: Weight of the positive class per output, torch's ``pos_weight``, or ``None`` for ones.
+    """
+
+    positive_weight: Float[Array, " C"] | None = None
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """See :meth:`Likelihood.nll`."""
+        y = _like(target, outputs)
+        weight = 1.0 if self.positive_weight is None else self.positive_weight.astype(outputs.dtype)
+        return _per_sample(-weight * y * jax.nn.log_sigmoid(outputs) - (1.0 - y) * jax.nn.log_sigmoid(-outputs))
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+        p = jax.nn.sigmoid(outputs)
+        y = _like(target, outputs)
+        weight = 1.0 if self.positive_weight is None else self.positive_weight.astype(outputs.dtype)
+        return (weight * y + 1.0 - y) * p * (1.0 - p) * vector
+
+    def sample(self, key: Array, outputs: Outputs) -> Array:
+        """See :meth:`Likelihood.sample`."""
+        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Unweighted:
+    r"""No loss at all, $H = I$: the GGN becomes $\sum_i J_i^\top J_i$ and targets are ignored."""
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """Zero for every sample."""
+        return jnp.zeros(outputs.shape[0], outputs.dtype)
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+        return vector
+
+    def sample(self, key: Array, outputs: Outputs) -> Array:
+        """See :meth:`Likelihood.sample`."""
+        return outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Custom:
+    """Any twice differentiable ``loss(output, target) -> scalar`` of one sample.
+
+    Products with its Hessian are forward-over-reverse derivatives. A loss that is not convex in the output gives an
+    indefinite GGN, which the low-rank reductions refuse.
+    """
+
+    loss: Callable[[Any, Any], Any] = field(metadata={"static": True})
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """See :meth:`Likelihood.nll`."""
+        return jax.vmap(self.loss)(outputs, target)
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+
+        def one(f: Array, y: Any, v: Array) -> Array:
+            return jax.jvp(jax.grad(lambda g: self.loss(g, y)), (f,), (v,))[1]
+
+        return jax.vmap(one)(outputs, target, vector)
+
+    def sample(self, key: Array, outputs: Outputs) -> Any:
+        """A bare loss has no distribution to draw from; always raises."""
+        raise TypeError(
+            "A loss given as a callable says nothing about how targets are distributed, so no targets can be drawn. "
+            "Pass a likelihood object with a sample method, or use the GGN or the empirical Fisher."
+        )
+
+
+def _like(target: Any, outputs: Outputs) -> Outputs:
+    target = jnp.asarray(target).astype(outputs.dtype)
+    if target.size != outputs.size:
+        raise ValueError(
+            f"Targets of shape {target.shape} do not fit outputs of shape {outputs.shape}. "
+            "Give one target value per output."
+        )
+    return target.reshape(outputs.shape)
+
+
+def as_likelihood(loss_fn: Any) -> Likelihood:
+    """Turn the name of a loss, a callable loss or a likelihood into a likelihood.
+
+    Args:
+        loss_fn: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"none"`` (or ``None``), a callable
+            ``loss(output, target) -> scalar`` of one sample, or a :class:`Likelihood`.
+
+    Raises:
+        ValueError: For any other name.
+        TypeError: For an object that is none of these.
+    """
+    named = {
+        "cross_entropy": Categorical(),
+        "mse": Gaussian(),
+        "binary_cross_entropy": Bernoulli(),
+        "none": Unweighted(),
+        None: Unweighted(),
+    }
+    if loss_fn is None or isinstance(loss_fn, str):
+        if loss_fn not in named:
+            known = ", ".join(repr(name) for name in named if name)
+            raise ValueError(f"Unknown loss {loss_fn!r}. Choose one of {known}, a callable or a Likelihood.")
+        return named[loss_fn]
+    if isinstance(loss_fn, Likelihood):
+        return loss_fn
+    if callable(loss_fn):
+        return Custom(loss_fn)
+    raise TypeError(f"A loss is a name, a callable or a Likelihood, not {type(loss_fn).__name__}.")
+
+
+def score(likelihood: Likelihood, outputs: Outputs, target: Any) -> Outputs:
+    r"""$\nabla_f [-\log p(y_i \mid f_i)]$ for each sample, by reverse mode."""
+    return jax.grad(lambda f: likelihood.nll(f, target).sum())(outputs)
+
+
+def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B C C"]:
+    """The Hessian of every sample as a matrix over its flattened outputs, ``C`` products each."""
+    size = outputs[0].size
+    basis = jnp.eye(size, dtype=outputs.dtype).reshape((size, 1, *outputs.shape[1:]))
+
+    def column(e: Array) -> Array:
+        return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
+
+    return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], size), 0, -1)

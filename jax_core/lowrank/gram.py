@@ -1,0 +1,35 @@
+"""Exact eigenpairs from the Gram matrix of the rows, where samples times outputs are few."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+
+from jax_core.lowrank.spectrum import check_finite, combine, cross_gram, low_rank, orthonormal_rows
+from jax_core.operators import LowRank
+
+
+def gram(rows: Float[Array, "N P"], *, rank: int | None = None) -> LowRank:
+    r"""Eigenpairs of $R^\top R$ from those of the small matrix $R R^\top$, exact up to rounding.
+
+    Args:
+        rows: $R$, one row per sample and output.
+        rank: Largest eigenpairs kept; all that are not zero by default.
+
+    Raises:
+        FloatingPointError: If a row is not finite.
+    """
+    inner = cross_gram(rows, rows)
+    check_finite(inner, "The Gram matrix")
+    values, vectors = scipy.linalg.eigh(inner)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    zero = 10 * float(jnp.finfo(rows.dtype).eps) * max(values[0], 0.0)
+    count = int((values > zero).sum())
+    count = count if rank is None else min(count, rank)
+    values, vectors = values[:count], vectors[:, :count]
+    if count == 0:
+        return low_rank(jnp.zeros((0, rows.shape[1]), rows.dtype), np.zeros(0))
+    basis = combine(jnp.asarray((vectors / np.sqrt(values)).T), rows)
+    return low_rank(orthonormal_rows(basis), values)

@@ -1,0 +1,106 @@
+"""Lanczos with full reorthogonalisation (Golub and Van Loan, Matrix Computations, 4th ed., section 10.3)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from jax_core.compiled import jit_closure
+from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, combine, flat_size, low_rank
+from jax_core.operators import LowRank
+from jax_core.trees import create_pytree_flattener
+from jax_core.types import MatVec
+
+
+def lanczos(
+    mv: MatVec,
+    layout: Any,
+    *,
+    rank: int,
+    key: Array,
+    dtype: Any = None,
+    mv_jit: bool = True,
+    progress: bool = False,
+) -> LowRank:
+    r"""Ritz pairs of ``rank`` steps of Lanczos: $A \approx U \operatorname{diag}(s) U^\top$.
+
+    The loop runs on the host around one compiled product, and every new vector is made orthogonal to all earlier ones
+    by two blocked products. The tridiagonal eigenproblem is solved in float64. Ritz values never exceed the largest
+    eigenvalue; the last ones are far from converged unless ``rank`` nears the number of distinct eigenvalues. On an
+    invariant subspace the iteration goes on from a new random direction, so a full rank gives the full spectrum.
+
+    Args:
+        mv: Product with pytrees like ``layout``, or with flat vectors if ``layout`` is an int.
+        layout: Such a pytree, or the dimension.
+        rank: Steps, and Ritz pairs returned.
+        key: Random key of the first direction.
+        dtype: Of the vectors; by default that of the layout's leaves.
+        mv_jit: Compile the product. A product that reads data, or compiles its own pieces, is called as it is.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If ``rank`` is not between 1 and the dimension, or the operator is indefinite.
+        FloatingPointError: If a product is not finite.
+    """
+    size = flat_size(layout)
+    check_rank(rank, size)
+    product, dtype = _flat_product(jit_closure(mv) if mv_jit else mv, layout, dtype)
+    diagonal, off_diagonal = np.zeros(rank), np.zeros(max(rank - 1, 0))
+    basis = jnp.zeros((rank, size), dtype)
+    roundoff = 10 * float(jnp.finfo(dtype).eps)
+    vector, scale = _random_unit(jax.random.fold_in(key, 0), basis), 0.0
+    for step in tqdm(range(rank), desc="Lanczos", unit="product", disable=not progress, leave=False, delay=1):
+        basis = basis.at[step].set(vector) if step == 0 else _store(basis, vector, step)
+        image = product(vector)
+        residual, projection, norm = _orthogonalise(basis, image, vector)
+        diagonal[step], beta = float(projection), float(norm)
+        check_finite(np.array([diagonal[step], beta]), f"Product {step}")
+        scale = max(scale, abs(diagonal[step]), beta)
+        if step + 1 == rank:
+            break
+        if beta > roundoff * scale:
+            off_diagonal[step], vector = beta, residual / norm
+        else:
+            vector = _random_unit(jax.random.fold_in(key, step + 1), basis)
+    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
+    values = clip_spectrum(values, size, dtype)
+    return low_rank(combine(jnp.asarray(vectors.T, dtype), basis), values)
+
+
+def _flat_product(mv: MatVec, layout: Any, dtype: Any) -> tuple[MatVec, Any]:
+    """The product on flat vectors, and their dtype."""
+    if isinstance(layout, int):
+        return mv, jnp.result_type(float) if dtype is None else dtype
+    flatten, unflatten = (jax.jit(f) for f in create_pytree_flattener(layout))
+    return lambda v: flatten(mv(unflatten(v))), jnp.result_type(*jax.tree.leaves(layout)) if dtype is None else dtype
+
+
+@jax.jit
+def _orthogonalise(
+    basis: Float[Array, "R P"], image: Float[Array, " P"], vector: Float[Array, " P"]
+) -> tuple[Array, Array, Array]:
+    """Residual of the image against the basis (rows not yet set are zero), its projection on the last, its norm."""
+    projection = vector @ image
+    for _ in range(2):  # twice is enough (Giraud et al., 2005, doi:10.1007/s00211-005-0615-4)
+        image = image - basis.T @ (basis @ image)
+    return image, projection, jnp.linalg.norm(image)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _store(basis: Array, vector: Array, step: int) -> Array:
+    return basis.at[step].set(vector)
+
+
+@jax.jit
+def _random_unit(key: Array, basis: Float[Array, "R P"]) -> Float[Array, " P"]:
+    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
+    for _ in range(2):
+        vector = vector - basis.T @ (basis @ vector)
+    return vector / jnp.linalg.norm(vector)

@@ -1,0 +1,59 @@
+"""A dense symmetric matrix, kept as its eigendecomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dense:
+    r"""$V \operatorname{diag}(w) V^\top$ with a square orthogonal $V$."""
+
+    eigenvalues: Float[Array, " P"]
+    eigenvectors: Float[Array, "P P"]
+
+    @classmethod
+    def from_matrix(cls, matrix: Float[Array, "P P"]) -> Dense:
+        """Decompose a symmetric matrix; its skew part, a rounding error, is dropped."""
+        return cls(*jnp.linalg.eigh((matrix + matrix.T) / 2))
+
+    @property
+    def size(self) -> int:
+        """The dimension."""
+        return self.eigenvalues.shape[0]
+
+    def matrix(self) -> Float[Array, "P P"]:
+        """The matrix itself."""
+        return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+
+    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Product with a vector."""
+        return self.eigenvectors @ (self.eigenvalues * (self.eigenvectors.T @ vector))
+
+    def apply(self, function: Callable[[Any], Any]) -> Dense:
+        """The same eigenvectors with ``function`` of the eigenvalues."""
+        return Dense(function(self.eigenvalues), self.eigenvectors)
+
+    def shift(self, alpha: Any) -> Dense:
+        """Add ``alpha`` times the identity."""
+        return Dense(self.eigenvalues + alpha, self.eigenvectors)
+
+    def rescale(self, factor: Any) -> Dense:
+        """Multiply by a scalar."""
+        return Dense(self.eigenvalues * factor, self.eigenvectors)
+
+    def trace(self) -> Float[Array, ""]:
+        """Sum of the eigenvalues."""
+        return self.eigenvalues.sum()
+
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``."""
+        inner = rows @ self.eigenvectors
+        return (inner * self.eigenvalues) @ jnp.swapaxes(inner, -1, -2)

@@ -1,0 +1,48 @@
+"""A diagonal matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Diagonal:
+    r"""$\operatorname{diag}(d)$."""
+
+    diagonal: Float[Array, " P"]
+
+    @property
+    def size(self) -> int:
+        """The dimension."""
+        return self.diagonal.shape[0]
+
+    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Product with a vector."""
+        return self.diagonal * vector
+
+    def apply(self, function: Callable[[Any], Any]) -> Diagonal:
+        """``function`` of the entries, which are the eigenvalues."""
+        return Diagonal(function(self.diagonal))
+
+    def shift(self, alpha: Any) -> Diagonal:
+        """Add ``alpha`` times the identity."""
+        return Diagonal(self.diagonal + alpha)
+
+    def rescale(self, factor: Any) -> Diagonal:
+        """Multiply by a scalar."""
+        return Diagonal(self.diagonal * factor)
+
+    def trace(self) -> Float[Array, ""]:
+        """Sum of the entries."""
+        return self.diagonal.sum()
+
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``."""
+        return (rows * self.diagonal) @ jnp.swapaxes(rows, -1, -2)

@@ -1,0 +1,62 @@
+"""Identity plus low rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    r"""$U \operatorname{diag}(s) U^\top + \alpha I$ with $U^\top U = I$.
+
+    The eigenvalues are $s + \alpha$ on the columns of $U$ and $\alpha$ on their complement, so every function of the
+    operator has the same form.
+    """
+
+    U: Float[Array, "P R"]
+    s: Float[Array, " R"]
+    alpha: Float[Array, ""]
+
+    @property
+    def size(self) -> int:
+        """The dimension."""
+        return self.U.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Columns of ``U``."""
+        return self.U.shape[1]
+
+    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Product with a vector."""
+        return self.U @ (self.s * (self.U.T @ vector)) + self.alpha * vector
+
+    def apply(self, function: Callable[[Any], Any]) -> LowRank:
+        """The same eigenvectors with ``function`` of the eigenvalues."""
+        rest = function(self.alpha)
+        return LowRank(self.U, function(self.s + self.alpha) - rest, rest)
+
+    def shift(self, alpha: Any) -> LowRank:
+        """Add ``alpha`` times the identity."""
+        return LowRank(self.U, self.s, self.alpha + alpha)
+
+    def rescale(self, factor: Any) -> LowRank:
+        """Multiply by a scalar."""
+        return LowRank(self.U, self.s * factor, self.alpha * factor)
+
+    def trace(self) -> Float[Array, ""]:
+        """Sum of the eigenvalues."""
+        return self.s.sum() + self.alpha * self.size
+
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``: one product with ``U`` and one Gram matrix."""
+        inner = rows @ self.U
+        plain = rows @ jnp.swapaxes(rows, -1, -2)
+        return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * plain

@@ -1,0 +1,100 @@
+"""The Gaussian over weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_core.operators import Operator, whiten
+from jax_core.trees import create_pytree_flattener
+from jax_core.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Posterior:
+    r"""$\mathcal N(\theta^*, \Sigma)$ with $\Sigma^{-1} = D^{1/2} (M + I) D^{1/2}$.
+
+    $D$ is the diagonal prior precision and $M = D^{-1/2} G D^{-1/2}$ the curvature in units of the prior. In this form
+    log-determinants are sums of $\log(1 + m_i)$, which lose no digits beside $P \log D$.
+
+    Attributes:
+        mean: $\theta^*$, a pytree.
+        relative_curvature: $M$.
+        prior_precision: $D$: a scalar, or a vector over the flattened parameters.
+    """
+
+    mean: Params
+    relative_curvature: Operator
+    prior_precision: Float[Array, " *P"]
+
+    @classmethod
+    def create(cls, mean: Params, curvature: Operator, prior_precision: Float[Array, " *P"]) -> Posterior:
+        """From the curvature $G$ and the prior precision $D$."""
+        return cls(mean, whiten(curvature, jax.lax.rsqrt(prior_precision)), prior_precision)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.relative_curvature.size
+
+    def cov_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        r"""$\Sigma v$ on flat vectors."""
+        root = jax.lax.rsqrt(self.prior_precision)
+        return root * self.relative_curvature.shift(1.0).apply(lambda m: 1 / m).mv(root * vector)
+
+    def cov_mv(self, vector: Params) -> Params:
+        r"""$\Sigma v$."""
+        flatten, unflatten = create_pytree_flattener(self.mean)
+        return unflatten(self.cov_flat(flatten(vector)))
+
+    def precision_mv(self, vector: Params) -> Params:
+        r"""$\Sigma^{-1} v$."""
+        flatten, unflatten = create_pytree_flattener(self.mean)
+        root = jnp.sqrt(self.prior_precision)
+        return unflatten(root * self.relative_curvature.shift(1.0).mv(root * flatten(vector)))
+
+    def scale_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        r"""$S v$ on flat vectors with $S S^\top = \Sigma$."""
+        inverse_root = self.relative_curvature.shift(1.0).apply(jax.lax.rsqrt)
+        return jax.lax.rsqrt(self.prior_precision) * inverse_root.mv(vector)
+
+    def scale_mv(self, vector: Params) -> Params:
+        r"""$S v$ with $S S^\top = \Sigma$, $S = D^{-1/2} (M + I)^{-1/2}$."""
+        flatten, unflatten = create_pytree_flattener(self.mean)
+        return unflatten(self.scale_flat(flatten(vector)))
+
+    def deviations(self, key: Array, num_samples: int) -> Float[Array, "N P"]:
+        """Samples minus the mean, flattened."""
+        dtype = self.prior_precision.dtype
+        return jax.vmap(self.scale_flat)(jax.random.normal(key, (num_samples, self.size), dtype))
+
+    def sample(self, key: Array, num_samples: int) -> Params:
+        """Weights drawn from the posterior: a pytree like the mean, with a leading axis of samples."""
+        flatten, unflatten = create_pytree_flattener(self.mean)
+        centre = flatten(self.mean)
+        return jax.vmap(lambda deviation: unflatten(centre + deviation))(self.deviations(key, num_samples))
+
+    def log_det_ratio(self) -> Float[Array, ""]:
+        r"""$\log\det\Sigma^{-1} - \log\det D = \sum_i \log(1 + m_i)$."""
+        return self.relative_curvature.apply(jnp.log1p).trace()
+
+    def logdet(self) -> Float[Array, ""]:
+        r"""$\log\det\Sigma^{-1}$, of the precision."""
+        return self.log_det_ratio() + jnp.broadcast_to(jnp.log(self.prior_precision), (self.size,)).sum()
+
+    def scatter(self, prior_mean: Any = 0.0) -> Float[Array, ""]:
+        r"""$(\theta^* - \mu_0)^\top D\, (\theta^* - \mu_0)$."""
+        flat = create_pytree_flattener(self.mean)[0](self.mean) - prior_mean
+        return jnp.sum(self.prior_precision * flat**2)
+
+    def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        r"""$J \Sigma J^\top$ for Jacobians given as rows over the flattened parameters."""
+        inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
+        if jnp.ndim(self.prior_precision) == 0:
+            return inverse.quadratic(rows) / self.prior_precision
+        return inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))

@@ -1,0 +1,102 @@
+"""Pytrees seen as vectors: flatten, measure, wrap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_core.types import Params
+
+
+def get_size(tree: Params) -> int:
+    """Number of scalars in a pytree (arrays or shape structs)."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def create_pytree_flattener(
+    tree: Params,
+) -> tuple[Callable[[Params], Float[Array, " P"]], Callable[[Float[Array, " P"]], Params]]:
+    """Make the two maps between pytrees shaped like ``tree`` and flat vectors.
+
+    Leaves are laid out in the order of ``jax.tree.leaves``, each in C order; the flat vector has the promoted dtype
+    of all leaves, and ``unflatten`` gives every leaf its own dtype back.
+
+    Args:
+        tree: A pytree of arrays or of shape structs. Scalars and empty leaves are allowed.
+
+    Returns:
+        ``(flatten, unflatten)``, each the inverse of the other.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    dtypes = [jnp.result_type(leaf) for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    flat_dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
+
+    def flatten(values: Params) -> Float[Array, " P"]:
+        parts = [jnp.ravel(leaf).astype(flat_dtype) for leaf in jax.tree.leaves(values)]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,), flat_dtype)
+
+    def unflatten(vector: Float[Array, " P"]) -> Params:
+        if vector.shape != (ends[-1] if ends else 0,):
+            raise ValueError(
+                f"A vector of shape {vector.shape} cannot be laid out as a tree of {ends[-1] if ends else 0} scalars. "
+                "Give unflatten a one-dimensional vector of that length."
+            )
+        parts = jnp.split(vector, ends[:-1]) if ends else []
+        pairs = zip(parts, shapes, dtypes, strict=True)
+        return jax.tree.unflatten(treedef, [p.reshape(shape).astype(dtype) for p, shape, dtype in pairs])
+
+    return flatten, unflatten
+
+
+def wrap_function(
+    fn: Callable[..., Any],
+    input_fn: Callable[[Any], Any] | None = None,
+    output_fn: Callable[[Any], Any] | None = None,
+) -> Callable[..., Any]:
+    """``output_fn . fn . input_fn`` on the first argument.
+
+    A product that sums over a loader (anything with a ``map_product`` method) stays such a sum: the wrapping goes
+    inside, so that the loader is still read once by whatever consumes the wrapped product.
+    """
+    before, after = input_fn or (lambda x: x), output_fn or (lambda x: x)
+
+    def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda vec, *args: after(inner(before(vec), *args))
+
+    map_product = getattr(fn, "map_product", None)
+    return wrap(fn) if map_product is None else map_product(wrap)
+
+
+def zeros_like(tree: Params) -> Params:
+    """Zeros in the shape of a pytree."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def add(left: Params, right: Params) -> Params:
+    """Leafwise sum of two pytrees."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def scale(factor: Any, tree: Params) -> Params:
+    """Leafwise product with a scalar, every leaf keeping its dtype."""
+    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
+
+
+def leaf_names(tree: Params) -> Sequence[str]:
+    """A readable name for every leaf, in flattening order."""
+    return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def non_finite_leaves(tree: Params) -> Iterator[str]:
+    """Names of the leaves that hold a NaN or an infinity."""
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+            yield name
