@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from nnx_models import as_params, nnx_function
 
-from jax_core.curvature.data_loader_mv import LoaderPasses
-from jax_core.fit import FitOptions, fit_curvature
-from jax_core.likelihoods import Categorical
-from jax_core.posterior import Posterior
-from jax_core.predictive.linearized import linearized_predictive
-from jax_core.predictive.links import probit
-from jax_core.trees import get_size
-from jax_core.tuning.prior_precision import maximize_evidence, spectrum
+from jax_core import (
+    Categorical,
+    FitOptions,
+    LoaderPasses,
+    Posterior,
+    fit_curvature,
+    get_size,
+    linearized_predictive,
+    maximize_evidence,
+    probit,
+    spectrum,
+)
 
 
 def fit_nnx_laplace(

@@ -111,23 +111,23 @@ def save_calibration(predictions: Sequence[Prediction], labels: np.ndarray, out:
         title = f"{prediction.name}\nECE {ece:.4f}"
         create_reliability_diagram(bins.confidences, bins.accuracies, NUM_BINS, ax=above, title=title)
         create_proportion_diagram(bins.proportions, NUM_BINS, ax=below, title=prediction.name)
-    _save(reliability, out / "reliability.png")
-    _save(proportions, out / "proportions.png")
+    save_figure(reliability, out / "reliability.png")
+    save_figure(proportions, out / "proportions.png")
 
 
 def save_shift(before: Prediction, after: Prediction, labels: np.ndarray, out: Path) -> None:
     """`shift.png`: what Laplace does to the confidence in each test sample."""
     hits = before.probabilities.argmax(axis=-1) == labels
     ax = create_shift_diagram(before.confidence, after.confidence, hits)
-    _save(ax.figure, out / "shift.png")
+    save_figure(ax.figure, out / "shift.png")
 
 
 def save_spectrum(eigenvalues: np.ndarray, prior_precision: float, out: Path) -> None:
     """`spectrum.png`: the curvature that was found, beside the prior precision."""
     ax = create_spectrum_plot(eigenvalues, prior_precision=prior_precision)
-    _save(ax.figure, out / "spectrum.png")
+    save_figure(ax.figure, out / "spectrum.png")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
