@@ -109,8 +109,8 @@ def plain(tree: Any) -> Any:
         return {key: plain(value) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*map(plain, tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map(plain, tree))
+    if isinstance(tree, (list, tuple)):  # a tuple may be one of torch.return_types
+        return [*map(plain, tree)] if isinstance(tree, list) else tuple(map(plain, tree))
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
     return tree

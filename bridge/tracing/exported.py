@@ -87,8 +87,9 @@ def _open_axes(program: ExportedProgram, names: Sequence[str]) -> tuple[list[boo
     for name in names:
         value = nodes[name].meta.get("val")
         size = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else None
-        flags.append(isinstance(size, torch.SymInt))
-        if isinstance(size, torch.SymInt):
+        is_open = isinstance(size, torch.SymInt) and not size.node.is_constant()
+        flags.append(is_open)
+        if is_open:
             bounds = ranges[size.node.expr]
             # a lower bound of two is export's own assumption, not the model's
             low = max(low, int(bounds.lower) if bounds.lower > 2 else 0)

@@ -18,8 +18,13 @@ from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs
 from bridge.tracing.traced_model import TracedModel
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# gradients of half precision are sums of rounded terms
+# of outputs and of gradients; torch's own derivatives of hardsigmoid and celu hold float32 constants, 3e-8 off
+_TOLERANCE = {
+    torch.float64: (1e-9, 1e-7),
+    torch.float32: (1e-4, 1e-4),
+    torch.float16: (2e-2, 5e-2),
+    torch.bfloat16: (1e-1, 2e-1),
+}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,9 +37,10 @@ class Comparison:
     worst: str
     """The parameter whose gradient is furthest off."""
 
-    def within(self, tolerance: float) -> bool:
-        """Whether both errors are at most `tolerance` (a NaN is not)."""
-        return self.outputs <= tolerance and self.gradients <= tolerance
+    def within(self, dtype: torch.dtype) -> bool:
+        """Whether both errors are no more than rounding in `dtype` explains (a NaN is)."""
+        outputs, gradients = _TOLERANCE[dtype]
+        return self.outputs <= outputs and self.gradients <= gradients
 
     def __str__(self) -> str:
         return f"outputs {self.outputs:.1e}, gradients {self.gradients:.1e} (worst: {self.worst or 'none'})"
@@ -53,18 +59,18 @@ def verify(
     """
     comparison = compare(traced, model, inputs)
     dtype = compute_dtype(model, inputs)
-    if comparison.within(_TOLERANCE[dtype]):
+    if comparison.within(dtype):
         return
     again = ""
     if dtype is not torch.float64:
         double, inputs = copy.deepcopy(model).double(), _double(inputs)
         with jax.enable_x64(True):
             in_double = compare(trace(double, inputs), double, inputs)
-        if in_double.within(_TOLERANCE[torch.float64]):
+        if in_double.within(torch.float64):
             return
         again = f" In float64: {in_double}."
     raise MismatchError(
-        f"The traced model differs from torch by more than {_TOLERANCE[dtype]:.0e} in {dtype}: {comparison}.{again} "
+        f"The traced model differs from torch by more than {_TOLERANCE[dtype][0]:.0e} in {dtype}: {comparison}.{again} "
         "bridge.explain(model, inputs) shows where the difference begins; verify=False accepts it."
     )
 
@@ -80,7 +86,7 @@ def compare(traced: TracedModel, model: torch.nn.Module, inputs: Inputs) -> Comp
     got, gradients = _run(traced, tuple(to_jax(x) for x in given), arrays)
     if len(got) != len(reference):
         raise MismatchError(f"torch returns {len(reference)} tensors, the traced model {len(got)}.")
-    errors = [_error(a, b.detach()) for a, b in zip(got, reference, strict=True)]
+    errors = [_error(a, b.detach(), floor=1e-6 * b.numel() ** 0.5) for a, b in zip(got, reference, strict=True)]
     largest = max((float(np.linalg.norm(_numpy(g))) for g in wanted.values()), default=0.0)
     slopes = {name: _error(gradients[name], g, floor=1e-3 * largest) for name, g in wanted.items()}
     worst = max(slopes, key=lambda name: slopes[name], default="")

@@ -2,13 +2,19 @@
 
 from bridge.tracing.lowering import (
     activation,
+    attention,
     convolution,
     elementwise,
+    indexing,
+    interpolation,
     linear,
+    max_pooling,
     normalization,
     pooling,
+    recurrent,
     reduction,
     shape,
+    unfolding,
 )
 from bridge.tracing.lowering.registry import LOWERINGS, ChannelsLast, Lowering, logical, lowers
 
@@ -17,13 +23,19 @@ __all__ = [
     "ChannelsLast",
     "Lowering",
     "activation",
+    "attention",
     "convolution",
     "elementwise",
+    "indexing",
+    "interpolation",
     "linear",
     "logical",
     "lowers",
+    "max_pooling",
     "normalization",
     "pooling",
+    "recurrent",
     "reduction",
     "shape",
+    "unfolding",
 ]

@@ -63,6 +63,14 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     return jnp.where(x > 0, x, negative_slope * x)
 
 
+@lowers(aten.rrelu.default, layout="elementwise")
+def rrelu(x: Array, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Array:
+    """A leaky ReLU with the mean of the slopes that training draws."""
+    if training:
+        raise NotImplementedError("rrelu with training=True is random. Pass training=self.training to it.")
+    return leaky_relu(x, (lower + upper) / 2)
+
+
 @lowers(aten.prelu.default, aten._prelu_kernel.default, layout="own")
 def prelu(x: Any, weight: Array) -> Any:
     """$x$ for positive $x$, else $w x$, with one weight per channel (axis 1)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,19 +84,16 @@ def _by_patches(
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
     sizes = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[1:-1], kernel, stride, dilation, strict=True)]
     patches = [
-        _shifted(x, [i * d for i, d in zip(offset, dilation, strict=True)], sizes, stride)
-        for offset in _offsets(kernel)
+        _shifted(x, [i * d for i, d in zip(offset, dilation, strict=True)], sizes, stride) for offset in offsets(kernel)
     ]
     unfolded = patches[0] if len(patches) == 1 else jnp.concatenate(patches, -1)  # (N, *out, K*C)
     matrix = jnp.moveaxis(weight, (0, 1), (-1, -2)).reshape(-1, weight.shape[0])  # (K*C, O)
     return jnp.matmul(unfolded, matrix)
 
 
-def _offsets(kernel: Sequence[int]) -> list[tuple[int, ...]]:
-    offsets: list[tuple[int, ...]] = [()]
-    for size in kernel:
-        offsets = [(*offset, i) for offset in offsets for i in range(size)]
-    return offsets
+def offsets(kernel: Sequence[int]) -> list[tuple[int, ...]]:
+    """The positions within a window, in row-major order."""
+    return list(itertools.product(*map(range, kernel)))
 
 
 def _shifted(x: Array, start: Sequence[int], sizes: Sequence[int], stride: Sequence[int]) -> Array:
@@ -115,3 +114,76 @@ def _by_xla(
     return lax.conv_general_dilated(
         x, weight, stride, padding, rhs_dilation=dilation, dimension_numbers=numbers, feature_group_count=groups
     )
+
+
+@lowers(aten.conv_transpose1d.default, layout="own")
+def conv_transpose1d(
+    x: Any,
+    weight: Array,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Any:
+    """The transpose of a convolution over one axis."""
+    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+@lowers(aten.conv_transpose2d.input, layout="own")
+def conv_transpose2d(
+    x: Any,
+    weight: Array,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Any:
+    """The transpose of a convolution over two axes."""
+    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+@lowers(aten.conv_transpose3d.input, layout="own")
+def conv_transpose3d(
+    x: Any,
+    weight: Array,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Any:
+    """The transpose of a convolution over three axes."""
+    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _convolve_transposed(
+    x: Any, weight: Array, bias: Any, stride: Ints, padding: Ints, extra: Ints, groups: int, dilation: Ints
+) -> Any:
+    """One matrix product gives what each element adds to its window; the windows are then summed in place."""
+    spatial = weight.ndim - 2
+    if not isinstance(x, ChannelsLast) and x.ndim == spatial + 1:
+        out = _convolve_transposed(x[None], weight, bias, stride, padding, extra, groups, dilation)
+        return out.logical[0]
+    steps, crops, extras, holes = (per_axis(v, spatial) for v in (stride, padding, extra, dilation))
+    array = channels_last(x)
+    kernel = weight.shape[2:]
+    grouped = array.reshape(*array.shape[:-1], groups, -1)  # (N, *in, G, C/G)
+    blocks = weight.reshape(groups, -1, weight.shape[1], math.prod(kernel))  # (G, C/G, O/G, K)
+    terms = jnp.einsum("...gc,gcok->k...go", grouped, blocks).reshape(-1, *array.shape[:-1], groups * weight.shape[1])
+    sizes = array.shape[1:-1]
+    full = [
+        (n - 1) * s + d * (k - 1) + 1 + e for n, s, d, k, e in zip(sizes, steps, holes, kernel, extras, strict=True)
+    ]
+    out = jnp.zeros((), array.dtype)
+    for term, offset in zip(terms, offsets(kernel), strict=True):
+        starts = [i * d for i, d in zip(offset, holes, strict=True)]
+        ends = [m - a - (n - 1) * s - 1 for m, a, n, s in zip(full, starts, sizes, steps, strict=True)]
+        widening = [(a, b, s - 1) for a, b, s in zip(starts, ends, steps, strict=True)]
+        out = out + lax.pad(term, jnp.zeros((), term.dtype), [(0, 0, 0), *widening, (0, 0, 0)])
+    out = out[(slice(None), *(slice(p, m - p) for p, m in zip(crops, full, strict=True)))]
+    return ChannelsLast(out if bias is None else out + bias)

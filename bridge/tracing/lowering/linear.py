@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import torch
 from jaxtyping import Array
 
+from bridge.tracing.lowering.reduction import vector_norm
 from bridge.tracing.lowering.registry import lowers
 
 aten = torch.ops.aten
@@ -45,3 +47,49 @@ def bilinear(a: Array, b: Array, weight: Array, bias: Array | None = None) -> Ar
     r"""$a^\top W_o\, b$ for every output $o$."""
     out = jnp.einsum("...i,oij,...j->...o", a, weight, b)
     return out if bias is None else out + bias
+
+
+@lowers(aten._cdist_forward.default)
+def cdist(a: Array, b: Array, p: float, compute_mode: int | None = None) -> Array:
+    """Distances between all rows of `a` and all rows of `b`."""
+    return vector_norm(a[..., :, None, :] - b[..., None, :, :], p, -1)
+
+
+@lowers(aten.linalg_inv.default)
+def inv(x: Array) -> Array:
+    """The inverse."""
+    return jnp.linalg.inv(x)
+
+
+@lowers(aten.linalg_solve.default)
+def solve(a: Array, b: Array, *, left: bool = True) -> Array:
+    """The solution of $A X = B$, or of $X A = B$."""
+    if a.ndim - 1 == b.ndim and a.shape[:-1] == b.shape:
+        return jnp.linalg.solve(a, b[..., None])[..., 0]
+    return jnp.linalg.solve(a, b) if left else jnp.linalg.solve(a.mT, b.mT).mT
+
+
+@lowers(aten.linalg_cholesky.default)
+def cholesky(x: Array, *, upper: bool = False) -> Array:
+    """The Cholesky factor."""
+    lower = jnp.linalg.cholesky(x.mT if upper else x)
+    return lower.mT if upper else lower
+
+
+@lowers(aten.linalg_det.default)
+def det(x: Array) -> Array:
+    """The determinant."""
+    return jnp.linalg.det(x)
+
+
+@lowers(aten.linalg_slogdet.default)
+def slogdet(x: Array) -> tuple[Array, Array]:
+    """The sign and the logarithm of the determinant."""
+    sign, logdet = jnp.linalg.slogdet(x)
+    return sign, logdet
+
+
+@lowers(aten.linalg_matrix_exp.default)
+def matrix_exp(x: Array) -> Array:
+    """The matrix exponential."""
+    return jax.scipy.linalg.expm(x)

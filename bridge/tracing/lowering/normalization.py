@@ -94,6 +94,36 @@ def group_norm(
     return _like(x, out.astype(array.dtype))
 
 
+@lowers(aten.instance_norm.default, layout="own")
+def instance_norm(
+    x: Any,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """Each channel of each example normalised, or by running statistics where the layer keeps them."""
+    if not use_input_stats:
+        return batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)
+    array, axis = _channels(x)
+    out = _standardize(_at_least_float32(array), tuple(i for i in range(1, array.ndim) if i != axis), eps)
+    return _like(x, _affine(out, weight, bias, axis).astype(array.dtype))
+
+
+@lowers(aten.rms_norm.default)
+def rms_norm(x: Array, normalized_shape: Sequence[int], weight: Array | None = None, eps: float | None = None) -> Array:
+    """The last axes divided by their root mean square."""
+    wide = _at_least_float32(x)
+    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    axes = tuple(range(-len(normalized_shape), 0))
+    out = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axes, keepdims=True) + eps)
+    return (out if weight is None else out * weight).astype(x.dtype)
+
+
 def _standardize(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     centred = x - jnp.mean(x, axes, keepdims=True)
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)

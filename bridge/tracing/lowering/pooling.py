@@ -1,4 +1,4 @@
-"""Pooling as sums and maxima of strided slices, axis by axis.
+"""Average pooling as sums of strided slices, axis by axis.
 
 XLA's `reduce_window` is slow on the CPU, and slower still under vmap; slices fuse and have cheap derivatives.
 """
@@ -132,57 +132,6 @@ def _counts(n: int, kernel: int, stride: int, padding: int, size: int, include: 
     return (end - start) if include else np.minimum(end, n) - np.maximum(start, 0)
 
 
-@lowers(aten.max_pool1d.default, layout="own")
-def max_pool1d(
-    x: Any, kernel_size: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
-) -> Any:
-    """The largest element of every window over one axis."""
-    return _max_pool(x, 1, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@lowers(aten.max_pool2d.default, layout="own")
-def max_pool2d(
-    x: Any, kernel_size: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
-) -> Any:
-    """The largest element of every window over two axes."""
-    return _max_pool(x, 2, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@lowers(aten.max_pool3d.default, layout="own")
-def max_pool3d(
-    x: Any, kernel_size: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
-) -> Any:
-    """The largest element of every window over three axes."""
-    return _max_pool(x, 3, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-def _max_pool(x: Any, spatial: int, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool) -> Any:
-    kernels, paddings, holes = per_axis(kernel, spatial), per_axis(padding, spatial), per_axis(dilation, spatial)
-    strides = per_axis(stride, spatial) if stride else kernels
-
-    def pool(array: Array) -> Array:
-        # last axis first: among equals the derivative goes to the first in row-major order, as in torch
-        for axis in range(spatial, 0, -1):
-            k, s, p, d = kernels[axis - 1], strides[axis - 1], paddings[axis - 1], holes[axis - 1]
-            size = output_size(array.shape[axis], k, s, p, d, ceil_mode)
-            array = _first_max(windows(array, axis, k, s, p, size, lowest(array), d))
-        return array
-
-    return on_channels_last(x, spatial, pool)
-
-
-def lowest(x: Array) -> Any:
-    """The value that never wins a maximum."""
-    return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-
-
-def _first_max(parts: Sequence[Array]) -> Array:
-    best = parts[0]
-    for part in parts[1:]:
-        best = jnp.where((part > best) | (part != part), part, best)  # a NaN wins and stays, as in torch
-    return best
-
-
 @lowers(aten.adaptive_avg_pool1d.default, layout="own")
 def adaptive_avg_pool1d(x: Any, output_size: Ints) -> Any:
     """The mean over one axis cut into a given number of windows."""
@@ -209,7 +158,7 @@ def adaptive_bounds(n: int, size: int) -> list[tuple[int, int]]:
 def _adaptive_avg_pool(x: Any, spatial: int, sizes: Ints) -> Any:
     def pool(array: Array) -> Array:
         for axis, size in enumerate(per_axis(sizes, spatial), start=1):
-            array = _adaptive_mean(array, axis, size)
+            array = _adaptive_mean(array, axis, array.shape[axis] if size is None else size)
         return array
 
     return on_channels_last(x, spatial, pool)

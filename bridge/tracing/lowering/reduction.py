@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import torch
+from jax import lax
 from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, logical, lowers
@@ -37,3 +39,150 @@ def mean(x: Any, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) 
             out = jnp.mean(x.array, tuple(range(1, ndim - 1)), dtype=dtype, keepdims=keepdim)
             return ChannelsLast(out) if keepdim else out  # (N, C) is the same in either order
     return jnp.mean(logical(x), _axes(dim), dtype=dtype, keepdims=keepdim)
+
+
+@lowers(aten.prod.default, aten.prod.dim_int)
+def prod(x: Array, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
+    """The product along an axis."""
+    return jnp.prod(x, dim, dtype=dtype, keepdims=keepdim)
+
+
+@lowers(aten.amax.default)
+def amax(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
+    """The maximum along the axes; equals share the derivative."""
+    return jnp.max(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.amin.default)
+def amin(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
+    """The minimum along the axes; equals share the derivative."""
+    return jnp.min(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.max.default)
+def max_all(x: Array) -> Array:
+    """The maximum of all elements."""
+    return jnp.max(x)
+
+
+@lowers(aten.min.default)
+def min_all(x: Array) -> Array:
+    """The minimum of all elements."""
+    return jnp.min(x)
+
+
+@lowers(aten.max.dim)
+def max_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """The maximum along an axis and where it is; the derivative goes to that element alone."""
+    return _extremum(x, jnp.argmax(x, dim, keepdims=True), dim, keepdim)
+
+
+@lowers(aten.min.dim)
+def min_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """The minimum along an axis and where it is; the derivative goes to that element alone."""
+    return _extremum(x, jnp.argmin(x, dim, keepdims=True), dim, keepdim)
+
+
+def _extremum(x: Array, at: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    values = jnp.take_along_axis(x, at, dim)
+    return (values, at) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(at, dim))
+
+
+@lowers(aten.argmax.default)
+def argmax(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Where the maximum is."""
+    return jnp.argmax(x, dim, keepdims=keepdim)
+
+
+@lowers(aten.argmin.default)
+def argmin(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Where the minimum is."""
+    return jnp.argmin(x, dim, keepdims=keepdim)
+
+
+@lowers(aten.any.default, aten.any.dim, aten.any.dims)
+def any_(x: Array, dim: Dims = None, keepdim: bool = False) -> Array:
+    """Whether some element is nonzero."""
+    return jnp.any(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.all.default, aten.all.dim, aten.all.dims)
+def all_(x: Array, dim: Dims = None, keepdim: bool = False) -> Array:
+    """Whether all elements are nonzero."""
+    return jnp.all(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.var.correction)
+def var(x: Array, dim: Dims = None, *, correction: float | None = None, keepdim: bool = False) -> Array:
+    """The variance along the axes, over `n - correction` (1 unless told)."""
+    centred = x - jnp.mean(x, _axes(dim), keepdims=True)
+    total = jnp.sum(jnp.square(centred), _axes(dim), keepdims=keepdim)
+    return total / (x.size / max(total.size, 1) - (1 if correction is None else correction))
+
+
+@lowers(aten.std.correction)
+def std(x: Array, dim: Dims = None, *, correction: float | None = None, keepdim: bool = False) -> Array:
+    """The standard deviation along the axes."""
+    return _safe_sqrt(var(x, dim, correction=correction, keepdim=keepdim))
+
+
+@lowers(aten.var_mean.correction)
+def var_mean(
+    x: Array, dim: Dims = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Array, Array]:
+    """The variance and the mean along the axes."""
+    return var(x, dim, correction=correction, keepdim=keepdim), jnp.mean(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.logsumexp.default)
+def logsumexp(x: Array, dim: Dims, keepdim: bool = False) -> Array:
+    r"""$\log \sum e^{x}$ along the axes."""
+    return jax.nn.logsumexp(x, _axes(dim), keepdims=keepdim)
+
+
+@lowers(aten.linalg_vector_norm.default)
+def vector_norm(x: Array, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
+    r"""$(\sum |x|^p)^{1/p}$ along the axes; its derivative at zero is zero, as in torch."""
+    x = x if dtype is None else x.astype(dtype)
+    axes = _axes(dim)
+    if ord == float("inf"):
+        return jnp.max(jnp.abs(x), axes, keepdims=keepdim)
+    if ord == -float("inf"):
+        return jnp.min(jnp.abs(x), axes, keepdims=keepdim)
+    if ord == 0:
+        return jnp.sum((x != 0).astype(x.dtype), axes, keepdims=keepdim)
+    if ord == 1:
+        return jnp.sum(jnp.abs(x), axes, keepdims=keepdim)
+    if ord == 2:
+        return _safe_sqrt(jnp.sum(jnp.square(x), axes, keepdims=keepdim))
+    total = jnp.sum(_safe_power(jnp.abs(x), ord), axes, keepdims=keepdim)
+    return _safe_power(total, 1 / ord)
+
+
+def _safe_sqrt(x: Array) -> Array:
+    return _safe_power(x, 0.5)
+
+
+def _safe_power(x: Array, exponent: float) -> Array:
+    if exponent < 0:
+        return x**exponent
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.where(zero, 1, x) ** exponent)
+
+
+@lowers(aten.cumsum.default)
+def cumsum(x: Array, dim: int, *, dtype: Any = None) -> Array:
+    """The running sum along an axis."""
+    return jnp.cumsum(x, dim, dtype=dtype) if x.ndim else x
+
+
+@lowers(aten.cumprod.default)
+def cumprod(x: Array, dim: int, *, dtype: Any = None) -> Array:
+    """The running product along an axis."""
+    return jnp.cumprod(x, dim, dtype=dtype) if x.ndim else x
+
+
+@lowers(aten.logcumsumexp.default)
+def logcumsumexp(x: Array, dim: int) -> Array:
+    """The running log-sum-exp along an axis."""
+    return lax.cumlogsumexp(x, dim % x.ndim)

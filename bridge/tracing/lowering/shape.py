@@ -103,7 +103,7 @@ def split_with_sizes(x: Array, split_sizes: Sequence[int], dim: int = 0) -> list
 @lowers(aten.split.Tensor)
 def split(x: Array, split_size: int, dim: int = 0) -> list[Array]:
     """`x` cut into pieces of one size; the last may be smaller."""
-    return jnp.split(x, range(split_size, x.shape[dim], split_size), dim) if x.shape[dim] else [x]
+    return jnp.split(x, list(range(split_size, x.shape[dim], split_size)), dim) if x.shape[dim] else [x]
 
 
 @lowers(aten.chunk.default)
@@ -203,7 +203,7 @@ def full_like(x: Array, fill_value: float, dtype: Any = None) -> Array:
     return jnp.full(x.shape, fill_value, dtype or x.dtype)
 
 
-@lowers(aten.zeros.default)
+@lowers(aten.zeros.default, aten.empty.memory_format)
 def zeros(size: Sequence[int], dtype: Any = None) -> Array:
     """Zeros."""
     return jnp.zeros(tuple(size), dtype)
@@ -215,7 +215,7 @@ def ones(size: Sequence[int], dtype: Any = None) -> Array:
     return jnp.ones(tuple(size), dtype)
 
 
-@lowers(aten.zeros_like.default)
+@lowers(aten.zeros_like.default, aten.empty_like.default)
 def zeros_like(x: Array, dtype: Any = None) -> Array:
     """Zeros shaped like `x`."""
     return jnp.zeros(x.shape, dtype or x.dtype)
@@ -237,3 +237,27 @@ def scalar_tensor(value: float, dtype: Any = None) -> Array:
 def arange(*bounds: float, dtype: Any = None) -> Array:
     """Evenly spaced numbers."""
     return jnp.arange(*bounds, dtype=dtype)
+
+
+@lowers(aten.empty_permuted.default)
+def empty_permuted(size: Sequence[int], physical_layout: Sequence[int], dtype: Any = None) -> Array:
+    """Zeros, whatever the order in memory."""
+    return jnp.zeros(tuple(size), dtype)
+
+
+@lowers(aten.copy.default)
+def copy(x: Array, src: Array) -> Array:
+    """`src` in the shape and dtype of `x`."""
+    return jnp.broadcast_to(src, x.shape).astype(x.dtype)
+
+
+@lowers(aten.triu_indices.default)
+def triu_indices(row: int, col: int, offset: int = 0, dtype: Any = None) -> Array:
+    """Rows and columns of the upper triangle."""
+    return jnp.asarray(np.stack(np.triu_indices(row, offset, col)), dtype)
+
+
+@lowers(aten.tril_indices.default)
+def tril_indices(row: int, col: int, offset: int = 0, dtype: Any = None) -> Array:
+    """Rows and columns of the lower triangle."""
+    return jnp.asarray(np.stack(np.tril_indices(row, offset, col)), dtype)

@@ -1,0 +1,236 @@
+"""Reading and writing by index: gather, scatter, embeddings, masks, sorting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+from jax import lax
+from jaxtyping import Array
+
+from bridge.tracing.lowering.registry import lowers
+
+aten = torch.ops.aten
+
+
+@lowers(aten.embedding.default)
+def embedding(
+    weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Array:
+    """Rows of `weight`; an index out of range gives NaN, where torch raises."""
+    if padding_idx >= 0:
+        weight = weight.at[padding_idx].set(lax.stop_gradient(weight[padding_idx]))  # torch never trains that row
+    return jnp.take(weight, indices, axis=0, mode="fill")
+
+
+@lowers(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag_forward_only.default)
+def embedding_bag(
+    weight: Array,
+    indices: Array,
+    offsets: Array,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Array | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """The sum (mode 0), mean (1) or maximum (2) of the rows in each bag."""
+    bags = offsets.shape[0] - include_last_offset
+    owner = jnp.searchsorted(offsets[:bags], jnp.arange(indices.shape[0]), side="right") - 1
+    kept = jnp.ones(indices.shape, bool) if padding_idx is None or padding_idx < 0 else indices != padding_idx
+    rows = jnp.take(weight, indices, axis=0, mode="fill")
+    rows = rows if per_sample_weights is None else rows * per_sample_weights[:, None]
+    counts = jnp.zeros(bags, weight.dtype).at[owner].add(kept.astype(weight.dtype))[:, None]
+    if mode == 2:
+        low = jnp.full((bags, weight.shape[1]), -jnp.inf, weight.dtype)
+        out = low.at[owner].max(jnp.where(kept[:, None], rows, -jnp.inf))
+        out = jnp.where(counts > 0, out, 0)
+    else:
+        out = jnp.zeros((bags, weight.shape[1]), weight.dtype).at[owner].add(jnp.where(kept[:, None], rows, 0))
+        out = out / jnp.maximum(counts, 1) if mode == 1 else out
+    # the other three results serve torch's backward pass alone
+    return out, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
+
+
+@lowers(aten.index.Tensor)
+def index(x: Array, indices: Sequence[Array | None]) -> Array:
+    """`x[indices]`, where None stands for a whole axis."""
+    return x.at[_key(indices)].get(mode="fill")
+
+
+@lowers(aten.index_put.default, aten._unsafe_index_put.default)
+def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumulate: bool = False) -> Array:
+    """`x` with `x[indices]` replaced or added to; a mask takes a single value."""
+    if any(i is not None and i.dtype == jnp.bool_ for i in indices):
+        return _put_masked(x, indices, values, accumulate)
+    place = x.at[_key(indices)]
+    return place.add(values) if accumulate else place.set(values)
+
+
+def _put_masked(x: Array, indices: Sequence[Array | None], values: Array, accumulate: bool) -> Array:
+    masks = [i for i in indices if i is not None]
+    if len(masks) != 1 or values.size != 1:
+        raise NotImplementedError(
+            "Writing a tensor through a boolean mask has a shape that depends on the data. Use torch.where(mask, a, b)."
+        )
+    lead = next(i for i, mask in enumerate(indices) if mask is not None)
+    mask = masks[0].reshape((1,) * lead + masks[0].shape + (1,) * (x.ndim - lead - masks[0].ndim))
+    value = values.reshape(()).astype(x.dtype)
+    return jnp.where(mask, x + value if accumulate else value, x)
+
+
+@lowers(aten._unsafe_index.Tensor)
+def unsafe_index(x: Array, indices: Sequence[Array | None]) -> Array:
+    """`x[indices]`, with indices known to be in range."""
+    return x[_key(indices)]
+
+
+def _key(indices: Sequence[Array | None]) -> tuple[Any, ...]:
+    return tuple(slice(None) if i is None else i for i in indices)
+
+
+@lowers(aten.index_select.default)
+def index_select(x: Array, dim: int, index: Array) -> Array:
+    """The slices of `x` along `dim` that `index` names."""
+    return jnp.take(x, jnp.atleast_1d(index), axis=dim, mode="fill") if x.ndim else x
+
+
+@lowers(aten.gather.default)
+def gather(x: Array, dim: int, index: Array, *, sparse_grad: bool = False) -> Array:
+    """`x[i][index[i][j]]` and so on: one element for each of `index`."""
+    return x.at[_grid(x, dim, index)].get(mode="fill") if x.ndim else jnp.broadcast_to(x, index.shape)
+
+
+@lowers(aten.scatter.src, aten.scatter.value, aten.scatter.reduce, aten.scatter.value_reduce)
+def scatter(x: Array, dim: int, index: Array, src: Any, *, reduce: str | None = None) -> Array:
+    """`x` with elements written at `index` along `dim`."""
+    place = x.at[_grid(x, dim, index)]
+    values = src if jnp.ndim(src) == 0 else src[tuple(slice(n) for n in index.shape)]
+    return {None: place.set, "add": place.add, "multiply": place.multiply}[reduce](values)
+
+
+@lowers(aten.scatter_add.default)
+def scatter_add(x: Array, dim: int, index: Array, src: Array) -> Array:
+    """`x` with elements added at `index` along `dim`."""
+    return scatter(x, dim, index, src, reduce="add")
+
+
+@lowers(aten.scatter_reduce.two)
+def scatter_reduce(x: Array, dim: int, index: Array, src: Array, reduce: str, *, include_self: bool = True) -> Array:
+    """`x` with elements combined at `index` along `dim`."""
+    if not include_self or reduce == "prod":
+        raise NotImplementedError(f"scatter_reduce with reduce={reduce!r} and include_self={include_self}.")
+    grid = _grid(x, dim, index)
+    place, values = x.at[grid], src[tuple(slice(n) for n in index.shape)]
+    if reduce == "mean":
+        return place.add(values) / jnp.ones(x.shape, x.dtype).at[grid].add(1)
+    return {"sum": place.add, "amax": place.max, "amin": place.min}[reduce](values)
+
+
+def _grid(x: Array, dim: int, index: Array) -> tuple[Array, ...]:
+    grid = [lax.broadcasted_iota(index.dtype, index.shape, axis) for axis in range(index.ndim)]
+    grid[dim % x.ndim] = index
+    return tuple(grid)
+
+
+@lowers(aten.index_add.default)
+def index_add(x: Array, dim: int, index: Array, source: Array, *, alpha: float = 1) -> Array:
+    """`x` with slices added at `index` along `dim`."""
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].add(source if alpha == 1 else alpha * source)
+
+
+@lowers(aten.index_copy.default)
+def index_copy(x: Array, dim: int, index: Array, source: Array) -> Array:
+    """`x` with slices replaced at `index` along `dim`."""
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(source)
+
+
+@lowers(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+def index_fill(x: Array, dim: int, index: Array, value: Any) -> Array:
+    """`x` with slices at `index` along `dim` filled with a value."""
+    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(value)
+
+
+@lowers(aten.take.default)
+def take(x: Array, index: Array) -> Array:
+    """Elements of `x` seen as one vector."""
+    return jnp.take(x.reshape(-1), index, mode="fill")
+
+
+@lowers(aten.sort.default, aten.sort.stable)
+def sort(x: Array, dim: int = -1, descending: bool = False, *, stable: bool = False) -> tuple[Array, Array]:
+    """`x` sorted along an axis, and where each element was."""
+    order = jnp.argsort(x, axis=dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, order, dim), order
+
+
+@lowers(aten.argsort.default, aten.argsort.stable)
+def argsort(x: Array, *, dim: int = -1, descending: bool = False, stable: bool = False) -> Array:
+    """The order that sorts `x`."""
+    return jnp.argsort(x, axis=dim, stable=True, descending=descending)
+
+
+@lowers(aten.topk.default)
+def topk(x: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Array, Array]:
+    """The `k` largest or smallest elements along an axis, and where they are."""
+    order = jnp.argsort(x, axis=dim, stable=True, descending=largest)
+    order = lax.slice_in_dim(order, 0, k, axis=dim % x.ndim)
+    return jnp.take_along_axis(x, order, dim), order
+
+
+@lowers(aten.kthvalue.default)
+def kthvalue(x: Array, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
+    """The `k`-th smallest element along an axis, and where it is."""
+    order = jnp.argsort(x, axis=dim, stable=True)
+    at = lax.slice_in_dim(order, k - 1, k, axis=dim % x.ndim)
+    values = jnp.take_along_axis(x, at, dim)
+    return (values, at) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(at, dim))
+
+
+@lowers(aten.median.dim)
+def median(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
+    """The lower median along an axis, and where it is."""
+    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+@lowers(aten.median.default)
+def median_all(x: Array) -> Array:
+    """The lower median of all elements."""
+    return kthvalue(x.reshape(-1), (x.size + 1) // 2)[0]
+
+
+@lowers(aten.tril.default)
+def tril(x: Array, diagonal: int = 0) -> Array:
+    """The lower triangle of the last two axes."""
+    return jnp.tril(x, diagonal)
+
+
+@lowers(aten.triu.default)
+def triu(x: Array, diagonal: int = 0) -> Array:
+    """The upper triangle of the last two axes."""
+    return jnp.triu(x, diagonal)
+
+
+@lowers(aten.diagonal.default)
+def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
+    """The diagonal of two axes, last."""
+    return jnp.diagonal(x, offset, dim1, dim2)
+
+
+@lowers(aten.searchsorted.Tensor)
+def searchsorted(
+    sorted_sequence: Array, x: Array, *, out_int32: bool = False, right: bool = False, side: str | None = None
+) -> Array:
+    """Where values fall among sorted boundaries."""
+    if sorted_sequence.ndim > 1:
+        raise NotImplementedError("searchsorted takes a single row of boundaries here, not one for each example.")
+    return jnp.searchsorted(sorted_sequence, x, side=side or ("right" if right else "left"))
+
+
+@lowers(aten.bucketize.Tensor)
+def bucketize(x: Array, boundaries: Array, *, out_int32: bool = False, right: bool = False) -> Array:
+    """Where values fall among sorted boundaries."""
+    return jnp.searchsorted(boundaries, x, side="right" if right else "left")
