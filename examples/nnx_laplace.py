@@ -15,11 +15,8 @@ from jax_core import (
     LoaderPasses,
     Posterior,
     fit_curvature,
-    get_size,
     linearized_predictive,
-    maximize_evidence,
     probit,
-    spectrum,
 )
 
 
@@ -30,10 +27,11 @@ def fit_nnx_laplace(
     labels: np.ndarray,
     *,
     num_total_samples: int,
+    prior_precision: float,
     options: FitOptions,
     batch_size: int = 128,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit a low-rank posterior, tune its prior, and return images `(B, 28, 28, 1)` -> probabilities `(B, C)`."""
+    """Fit a low-rank posterior and return the function from images `(B, 28, 28, 1)` to probabilities `(B, C)`."""
     model_fn, params = nnx_function(name), as_params(weights)
 
     # 1. the curvature of the loss over the data, reduced to its leading eigenpairs
@@ -49,12 +47,8 @@ def fit_nnx_laplace(
         num_total_samples=num_total_samples,
     )
 
-    # 2. the prior precision that the evidence prefers
-    squared_norm = sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(params))
-    tuned = maximize_evidence(spectrum(fitted.curvature), get_size(params), squared_norm)
-
-    # 3. the posterior, and its push through the linearised network
-    posterior = Posterior.create(params, fitted.curvature, jnp.asarray(tuned.prior_precision))
+    # 2. the posterior, and its push through the linearised network
+    posterior = Posterior.create(params, fitted.curvature, jnp.asarray(prior_precision))
     predictive = linearized_predictive(model_fn, posterior)
 
     def predict(batch: np.ndarray) -> np.ndarray:
