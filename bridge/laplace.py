@@ -21,6 +21,7 @@ from jax_core import trees
 from jax_core.curvature.data_loader_mv import Cache
 from jax_core.fit import FitOptions, Fitted, Method, Structure, fit_curvature
 from jax_core.likelihoods import Gaussian, Likelihood
+from jax_core.lowrank.plan import Plan
 from jax_core.posterior import Evidence, Posterior, gaussian_log_likelihood, log_marginal_likelihood, prior_vector
 from jax_core.predictive import linearized_predictive
 from jax_core.tuning import maximize_evidence, spectrum
@@ -49,7 +50,7 @@ class Laplace(nn.Module):
         likelihood: str | nn.Module | Likelihood = "classification",
         *,
         hessian_structure: Structure = "lowrank",
-        method: Method = "lanczos",
+        method: Method = "auto",
         rank: int = 100,
         passes: int = 1,
         prior_precision: Any = 1.0,
@@ -71,7 +72,8 @@ class Laplace(nn.Module):
             likelihood: ``"classification"``, ``"regression"``, ``"multilabel"``, a torch loss module such as
                 ``nn.CrossEntropyLoss(weight=...)``, or a likelihood of ``jax_core``.
             hessian_structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-            method: How a low rank is found: ``"lanczos"``, ``"nystrom"``, ``"gram"`` or ``"lobpcg"``.
+            method: How a low rank is found: ``"lanczos"``, ``"nystrom"``, ``"gram"``, ``"lobpcg"``, or ``"auto"``, the
+                cheapest by a cost model; :attr:`plan` says what it chose and why.
             rank: Eigenpairs of a low rank.
             passes: Passes over the data of ``"nystrom"``.
             prior_precision: One number, one per parameter tensor, or one per parameter.
@@ -187,6 +189,15 @@ class Laplace(nn.Module):
             RuntimeError: Before :meth:`fit`.
         """
         return self._fit_result()[2]
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the low rank was found and why so; ``None`` for the other structures.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+        """
+        return self._fit_result()[1].plan
 
     @property
     def prior_precision(self) -> Any:

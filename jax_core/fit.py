@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core import trees
-from jax_core.batches import Batch
 from jax_core.compiled import as_data
 from jax_core.curvature.data_loader_mv import LoaderPasses
-from jax_core.curvature.ggn import create_ggn_mv_without_data
-from jax_core.curvature.row_stream import RowStream, evaluate, finite_nll
+from jax_core.curvature.data_sums import DataSums, evaluate
+from jax_core.curvature.product_stream import ProductStream
+from jax_core.curvature.row_stream import RowStream
+from jax_core.curvature.rows import loss_rows
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import gram, lanczos, lobpcg, nystrom
+from jax_core.lowrank.plan import Plan, Problem, choose
 from jax_core.lowrank.spectrum import check_rank
-from jax_core.operators import Dense, Diagonal, Operator
-from jax_core.trees import create_pytree_flattener, get_size
+from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 
 Structure = Literal["lowrank", "full", "diag"]
-Method = Literal["lanczos", "lobpcg", "nystrom", "gram"]
+Method = Literal["auto", "lanczos", "lobpcg", "nystrom", "gram"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Fitted:
         num_samples: Samples seen.
         num_total_samples: Samples they stand for.
         outputs_per_sample: Scalar outputs of one sample.
+        plan: How a low rank was found, and why so.
     """
 
     curvature: Operator
@@ -45,6 +45,7 @@ class Fitted:
     num_samples: int
     num_total_samples: int
     outputs_per_sample: int
+    plan: Plan | None
 
     @property
     def num_outputs(self) -> int:
@@ -58,17 +59,17 @@ class FitOptions:
 
     Attributes:
         structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-        method: For low rank: ``"lanczos"``, ``"lobpcg"``, ``"nystrom"`` or ``"gram"``.
+        method: For low rank: ``"auto"``, ``"lanczos"``, ``"lobpcg"``, ``"nystrom"`` or ``"gram"``.
         rank: Eigenpairs of a low-rank curvature.
         passes: Passes over the data of ``"nystrom"``.
-        tolerance: Share of the loss curvature that may be dropped where gradients are taken row by row (see
+        tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
             :mod:`jax_core.curvature.rows`); the other structures and methods drop nothing.
         rows_bytes: Rows are kept as a matrix when they fit into this.
         progress: Show progress bars.
     """
 
     structure: Structure = "lowrank"
-    method: Method = "lanczos"
+    method: Method = "auto"
     rank: int = 100
     passes: int = 1
     tolerance: float = 1e-3
@@ -83,6 +84,29 @@ class FitOptions:
         """
         if self.structure == "lowrank":
             check_rank(self.rank, size)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, its loss and its data."""
+
+    model_fn: ModelFn
+    params: Params
+    likelihood: Likelihood
+    passes: LoaderPasses
+
+    @property
+    def dtype(self) -> Any:
+        """Of flat vectors."""
+        return jnp.result_type(*jax.tree.leaves(self.params))
+
+    def rows(self, tolerance: float) -> RowStream:
+        """The curvature as rows."""
+        return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
+
+    def products(self) -> ProductStream:
+        """The curvature as products."""
+        return ProductStream(self.model_fn, self.params, self.likelihood, self.passes)
 
 
 def fit_curvature(
@@ -110,113 +134,94 @@ def fit_curvature(
         ValueError: If the rank does not fit, or the loader is empty or changes.
         FloatingPointError: If outputs or products are not finite.
     """
-    model = as_data(model_fn)
     options.check(get_size(params))
-    source = _Source(model, params, likelihood, passes, options, key)
-    reduce = {"lowrank": source.low_rank, "full": source.full, "diag": source.diagonal}[options.structure]
-    curvature = reduce()
-    total = source.num_samples if num_total_samples is None else num_total_samples
-    factor = total / source.num_samples
-    return Fitted(curvature.rescale(factor), source.nll * factor, source.num_samples, total, source.num_outputs)
+    source = Source(as_data(model_fn), params, likelihood, passes)
+    plan = make_plan(source, options) if options.structure == "lowrank" else None
+    if plan is not None:
+        curvature, sums = _low_rank(source, options, plan, key)
+    else:
+        curvature, sums = _full(source) if options.structure == "full" else _diagonal(source)
+    total = sums.samples if num_total_samples is None else num_total_samples
+    factor = total / sums.samples
+    return Fitted(curvature.rescale(factor), sums.nll * factor, sums.samples, total, sums.outputs_per_sample, plan)
 
 
-class _Source:
-    """The data as rows and as products, and the sums that its first pass yields."""
-
-    def __init__(
-        self,
-        model: ModelFn,
-        params: Params,
-        likelihood: Likelihood,
-        passes: LoaderPasses,
-        options: FitOptions,
-        key: Array,
-    ) -> None:
-        self.model, self.params, self.likelihood = model, params, likelihood
-        self.passes, self.options, self.key = passes, options, key
-        self.nll, self.num_samples, self.num_outputs = 0.0, 0, 0
-
-    def _stream(self, tolerance: float) -> RowStream:
-        return RowStream(self.model, self.params, self.likelihood, self.passes, tolerance=tolerance)
-
-    def _read_sums(self, stream: RowStream) -> None:
-        self.nll, self.num_samples, self.num_outputs = stream.nll, stream.num_samples, stream.num_outputs
-
-    def full(self) -> Operator:
-        stream = self._stream(0.0)
-        start = jnp.zeros((stream.size, stream.size), stream.dtype)
-        matrix = stream.fold(_add_gram, start)
-        self._read_sums(stream)
-        return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0))
-
-    def diagonal(self) -> Operator:
-        stream = self._stream(0.0)
-        diagonal = stream.fold(_add_squares, jnp.zeros(stream.size, stream.dtype))
-        self._read_sums(stream)
-        return Diagonal(diagonal)
-
-    def low_rank(self) -> Operator:
-        methods: dict[str, Callable[[], Operator]] = {
-            "lanczos": self._lanczos,
-            "lobpcg": self._lobpcg,
-            "nystrom": self._nystrom,
-            "gram": self._gram,
-        }
-        return methods[self.options.method]()
-
-    def _nystrom(self) -> Operator:
-        stream = self._stream(self.options.tolerance)
-
-        def block(basis: Float[Array, "K P"]) -> Float[Array, "K P"]:
-            image = stream.fold(_add_sketch, jnp.zeros_like(basis), basis)
-            self._read_sums(stream)
-            return image
-
-        o = self.options
-        return nystrom(block, stream.size, rank=o.rank, key=self.key, passes=o.passes, dtype=stream.dtype)
-
-    def _gram(self) -> Operator:
-        stream = self._stream(self.options.tolerance)
-        rows = stream.matrix(self.options.rows_bytes)
-        if rows is None:
-            raise ValueError(
-                f"method='gram' keeps one row per sample and output: more than {self.options.rows_bytes} bytes here. "
-                "Use method='nystrom', fewer samples, or a larger rows_bytes."
-            )
-        self._read_sums(stream)
-        return gram(rows, rank=self.options.rank)
-
-    def _lanczos(self) -> Operator:
-        o = self.options
-        return lanczos(self._products(), self.params, rank=o.rank, key=self.key, mv_jit=False, progress=o.progress)
-
-    def _lobpcg(self) -> Operator:
-        product, (flatten, unflatten) = self._products(), create_pytree_flattener(self.params)
-
-        def block(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
-            return jnp.stack([flatten(product(unflatten(row))) for row in rows])
-
-        size, dtype = get_size(self.params), jnp.result_type(*jax.tree.leaves(self.params))
-        return lobpcg(block, size, rank=self.options.rank, key=self.key, dtype=dtype)
-
-    def _products(self) -> Callable[[Params], Params]:
-        """The product, batch by batch; its first use of the data sums the loss too."""
-        for number, batch in enumerate(self.passes):
-            outputs, nll = evaluate(self.model, self.params, self.likelihood, batch)
-            self.nll += finite_nll(nll, number)
-            self.num_samples += outputs.shape[0]
-            self.num_outputs = outputs[0].size
-
-        def product(vec: Params) -> Params:
-            parts = (_product(self.model, self.params, self.likelihood, vec, batch) for batch in self.passes)
-            return functools.reduce(trees.add, parts)
-
-        return product
+def make_plan(source: Source, options: FitOptions) -> Plan:
+    """The method asked for, or the cheapest by the cost model; ``"nystrom"`` chooses its strategy by it too."""
+    if options.method == "gram":
+        return Plan("gram", "rows", "asked for")
+    if options.method in ("lanczos", "lobpcg"):
+        return Plan(options.method, "products", "asked for")
+    batch = next(iter(source.passes))
+    outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
+    per_sample = outputs[0].size
+    few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
+    rows = float(per_sample)
+    if per_sample <= 256:
+        rows = len(loss_rows(source.likelihood, few, target, options.tolerance)[0]) / few.shape[0]
+    problem = Problem(
+        size=get_size(source.params),
+        samples=source.passes.num_samples,
+        outputs=per_sample,
+        rows_per_sample=rows,
+        forward_flops=_forward_flops(source, batch.input),
+        rank=options.rank,
+        rows_bytes=options.rows_bytes,
+        itemsize=jnp.dtype(source.dtype).itemsize,
+    )
+    plan = choose(problem)
+    return plan if options.method == "auto" else Plan("nystrom", plan.strategy, plan.reason)
 
 
-@jax.jit
-def _product(model: ModelFn, params: Params, likelihood: Likelihood, vec: Params, batch: Batch) -> Params:
-    return create_ggn_mv_without_data(model, params, likelihood)(vec, batch)
+def _forward_flops(source: Source, inputs: Any) -> float:
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), source.params)
+    costs = jax.jit(lambda x, p: source.model_fn(x, p)).lower(example, shapes).cost_analysis() or {}
+    return float(costs.get("flops", 2 * get_size(source.params)))
+
+
+def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
+    size, rank = get_size(source.params), options.rank
+    if plan.strategy == "rows":
+        stream = source.rows(options.tolerance)
+        if plan.method == "gram":
+            return _gram(stream, options), stream.sums
+
+        def by_rows(basis: Float[Array, "K P"]) -> Float[Array, "K P"]:
+            return stream.fold(_add_sketch, jnp.zeros_like(basis), basis)
+
+        found = nystrom(by_rows, size, rank=rank, key=key, passes=options.passes, dtype=source.dtype)
+        return found, stream.sums
+    products = source.products()
+    if plan.method == "lanczos":
+        found = lanczos(products.product, source.params, rank=rank, key=key, mv_jit=False, progress=options.progress)
+    elif plan.method == "lobpcg":
+        found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
+    else:
+        found = nystrom(products.block, size, rank=rank, key=key, passes=options.passes, dtype=source.dtype)
+    assert products.sums is not None  # every method makes at least one whole pass
+    return found, products.sums
+
+
+def _gram(stream: RowStream, options: FitOptions) -> LowRank:
+    rows = stream.matrix(options.rows_bytes)
+    if rows is None:
+        raise ValueError(
+            f"method='gram' keeps one row per sample and output: more than {options.rows_bytes} bytes here. Use "
+            "method='nystrom', fewer samples, or a larger rows_bytes."
+        )
+    return gram(rows, rank=options.rank)
+
+
+def _full(source: Source) -> tuple[Dense, DataSums]:
+    stream = source.rows(0.0)
+    matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
+    return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), stream.sums
+
+
+def _diagonal(source: Source) -> tuple[Diagonal, DataSums]:
+    stream = source.rows(0.0)
+    return Diagonal(stream.fold(_add_squares, jnp.zeros(stream.size, stream.dtype))), stream.sums
 
 
 def _add_sketch(image: Array, rows: Array, basis: Array) -> Array:

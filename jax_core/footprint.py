@@ -50,15 +50,9 @@ def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
     return Footprint(written, convolves)
 
 
-def samples_per_chunk(model_fn: ModelFn, params: Params, example: Any) -> int:
-    """Largest power of two of samples whose activations fit the budget, at least one."""
-    if jax.default_backend() != "cpu":
-        return 1 << 30
-    fitting = _TEMPORARIES // max(1, footprint(model_fn, params, example).bytes)
-    return 1 << max(0, fitting.bit_length() - 1)
-
-
-def sum_over_chunks(function: Callable[[Batch], Result], batch: Batch, *, model_fn: ModelFn, params: Params) -> Result:
+def sum_over_chunks(
+    function: Callable[[Batch], Result], batch: Batch, *, model_fn: ModelFn, params: Params, width: int = 1
+) -> Result:
     """``function`` summed over pieces of a batch; exact for any function that is a sum over samples.
 
     Args:
@@ -66,13 +60,14 @@ def sum_over_chunks(function: Callable[[Batch], Result], batch: Batch, *, model_
         batch: Inputs and targets.
         model_fn: The model whose activations set the size of a piece.
         params: Its parameters.
+        width: Vectors that each sample carries at once.
     """
     total = batch_size(batch)
     if jax.default_backend() != "cpu" or total == 0:
         return function(batch)
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.input)
     size = footprint(model_fn, params, example)
-    chunk = 1 << max(0, (_TEMPORARIES // max(1, size.bytes)).bit_length() - 1)
+    chunk = 1 << max(0, (_TEMPORARIES // max(1, size.bytes * width)).bit_length() - 1)
     if size.convolves:
         chunk = max(chunk, -(-total // _UNROLLED_CHUNKS))
     if chunk >= total:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
+from jax_core.curvature.data_sums import DataSums
 from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
 from jax_core.likelihoods import Likelihood
 from jax_core.trees import get_size
@@ -26,10 +27,8 @@ class RowStream:
     r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.curvature.rows`), unscaled.
 
     Attributes:
-        nll: Summed negative log-likelihood, after a pass.
-        num_samples: Samples seen in a pass.
-        num_rows: Rows kept in a pass.
-        num_outputs: Scalar outputs of one sample.
+        sums: What the latest pass added up.
+        num_rows: Rows that it kept.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class RowStream:
         """
         self.model_fn, self.params, self.likelihood = model_fn, params, likelihood
         self.passes, self.tolerance = passes, tolerance
-        self.nll, self.num_samples, self.num_rows, self.num_outputs = 0.0, 0, 0, 0
+        self.sums, self.num_rows = DataSums(), 0
 
     @property
     def size(self) -> int:
@@ -72,7 +71,7 @@ class RowStream:
         return carry
 
     def _blocks(self) -> Iterator[tuple[Rows, Any]]:
-        self.nll, self.num_samples, self.num_rows, self.num_outputs = 0.0, 0, 0, 0
+        self.sums, self.num_rows = DataSums(), 0
         batches = self._with_rows()
         first = next(batches)
         example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first[0].input)
@@ -87,12 +86,9 @@ class RowStream:
 
     def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
         for number, batch in enumerate(self.passes):
-            outputs, nll = evaluate(self.model_fn, self.params, self.likelihood, batch)
-            self.nll += finite_nll(nll, number)
+            outputs = self.sums.add(self.model_fn, self.params, self.likelihood, batch, number)
             sample, cotangent = loss_rows(self.likelihood, outputs, batch.target, self.tolerance)
-            self.num_samples += outputs.shape[0]
             self.num_rows += len(sample)
-            self.num_outputs = outputs[0].size
             yield batch, sample, cotangent
 
     def matrix(self, limit_bytes: int) -> Float[Array, "N P"] | None:
@@ -111,27 +107,3 @@ def _advance(step: Step, carry: Any, extra: Any, model_fn: ModelFn, params: Para
 
 
 _push_back = jax.jit(push_back, static_argnums=3)
-
-
-@jax.jit
-def evaluate(
-    model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch
-) -> tuple[Float[Array, "B *output"], Float[Array, ""]]:
-    """Outputs and summed negative log-likelihood of a batch."""
-    outputs = jax.vmap(lambda x: model_fn(x, params))(batch.input)
-    return outputs, likelihood.nll(outputs, batch.target).sum()
-
-
-def finite_nll(nll: Array, number: int) -> float:
-    """The loss of a batch as a number.
-
-    Raises:
-        FloatingPointError: If it is not finite, naming the batch.
-    """
-    value = float(nll)
-    if not np.isfinite(value):
-        raise FloatingPointError(
-            f"The loss of batch {number} is {value}: the model's outputs there are NaN or infinite, or no targets fit "
-            "them. Look at that batch, and at the model's weights."
-        )
-    return value

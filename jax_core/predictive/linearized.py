@@ -1,7 +1,7 @@
 r"""The linearised predictive $f(x) \sim \mathcal N(f_{\theta^*}(x), J \Sigma J^\top)$ (Immer et al., arXiv:2008.08400).
 
 The covariance is exact: the Jacobian of each example is materialised a few examples at a time, and for a low-rank
-posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$: nothing is sampled.
+posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled.
 """
 
 from __future__ import annotations
