@@ -17,6 +17,7 @@ from bridge.tensors import to_jax
 from bridge.tracing.inputs import Signature
 from bridge.tracing.interpreter import compile_steps, run_steps
 from bridge.tracing.lowering import logical
+from bridge.tracing.outputs import plain
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -101,16 +102,3 @@ def _template(program: ExportedProgram) -> Any:
     spec = program.call_spec.out_spec
     assert spec is not None  # set by every export
     return plain(torch_pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-
-
-def plain(tree: Any) -> Any:
-    """Dicts, lists and tuples in the place of classes that JAX does not know."""
-    if isinstance(tree, Mapping):
-        return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*map(plain, tree))
-    if isinstance(tree, (list, tuple)):  # a tuple may be one of torch.return_types
-        return [*map(plain, tree)] if isinstance(tree, list) else tuple(map(plain, tree))
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
-    return tree

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from bridge.tensors import to_jax
-from bridge.tracing.binding import plain, to_arrays
+from bridge.tracing.binding import to_arrays
 from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.lowering import LOWERINGS, logical
+from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
 
 aten = torch.ops.aten

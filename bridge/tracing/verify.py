@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from torch.utils import _pytree as torch_pytree
 from bridge.tensors import to_jax
 from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs
+from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
 
 # of outputs and of gradients; torch's own derivatives of hardsigmoid and celu hold float32 constants, 3e-8 off
@@ -79,7 +80,7 @@ def compare(traced: TracedModel, model: torch.nn.Module, inputs: Inputs) -> Comp
     """The relative errors of the traced model's outputs and gradients on `inputs`."""
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     outputs = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
-    reference = [leaf for leaf in torch_pytree.tree_leaves(_fields(outputs)) if isinstance(leaf, torch.Tensor)]
+    reference = [leaf for leaf in torch_pytree.tree_leaves(plain(outputs)) if isinstance(leaf, torch.Tensor)]
     cotangents = _cotangents(reference)
     wanted = _gradients(model, traced, reference, cotangents)
     arrays = [to_jax(c) for c in cotangents]
@@ -160,11 +161,3 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 def _double(inputs: Inputs) -> Inputs:
     double = lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x  # noqa: E731
     return torch_pytree.tree_map(double, inputs)
-
-
-def _fields(outputs: Any) -> Any:
-    if isinstance(outputs, Mapping):
-        return dict(outputs)
-    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
-        return {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
-    return outputs

@@ -74,12 +74,19 @@ def adaptive_max_pool(x: Any, output_size: Sequence[int | None]) -> Any:
 
     def along(marked: Marked, axis: int) -> Marked:
         n, size = marked[0].shape[axis], per_axis(output_size, spatial)[axis - 1]
-        cut = lambda i: tuple(lax.slice_in_dim(a, i, i + 1, axis=axis) for a in marked)  # noqa: E731
-        best = [_first_max([cut(i) for i in range(*b)]) for b in adaptive_bounds(n, n if size is None else size)]
+        best = [
+            _first_max([_at(marked, axis, i) for i in range(*b)])
+            for b in adaptive_bounds(n, n if size is None else size)
+        ]
         values, places = zip(*best, strict=True)
         return jnp.concatenate(values, axis), jnp.concatenate(places, axis)
 
     return _pool(x, spatial, along)
+
+
+def _at(marked: Marked, axis: int, i: int) -> Marked:
+    values, places = (lax.slice_in_dim(a, i, i + 1, axis=axis) for a in marked)
+    return values, places
 
 
 def _spatial(x: Any, sizes: Sequence[Any]) -> int:

@@ -16,10 +16,10 @@ from bridge.tracing.lowering.registry import lowers
 aten = torch.ops.aten
 State = tuple[Array, ...]
 # a cell takes its state, the input's projection and the recurrent weights, and gives its next state; h comes first
-Cell = Callable[[State, Array, Sequence[Array]], State]
+Cell = Callable[[State, Array, Sequence[Any]], State]
 
 
-def lstm_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
+def lstm_cell(state: State, x: Array, weights: Sequence[Any]) -> State:
     """One step of an LSTM; `weights` are the recurrent matrix, its bias, and perhaps a projection of the output."""
     h, c = state
     i, f, g, o = jnp.split(x + h @ weights[0].T + weights[1], 4, -1)
@@ -28,7 +28,7 @@ def lstm_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
     return (h @ weights[2].T if len(weights) > 2 else h), c
 
 
-def gru_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
+def gru_cell(state: State, x: Array, weights: Sequence[Any]) -> State:
     """One step of a GRU; torch applies the reset gate after the recurrent product."""
     (h,) = state
     xr, xz, xn = jnp.split(x, 3, -1)
@@ -38,12 +38,12 @@ def gru_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
     return ((1 - z) * n + z * h,)
 
 
-def tanh_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
+def tanh_cell(state: State, x: Array, weights: Sequence[Any]) -> State:
     """One step of an Elman network."""
     return (jnp.tanh(x + state[0] @ weights[0].T + weights[1]),)
 
 
-def relu_cell(state: State, x: Array, weights: Sequence[Array]) -> State:
+def relu_cell(state: State, x: Array, weights: Sequence[Any]) -> State:
     """One step of an Elman network with rectified units."""
     return (jax.nn.relu(x + state[0] @ weights[0].T + weights[1]),)
 

@@ -1,0 +1,165 @@
+"""Export a model: its ATen graph, functionalised, with a dynamic batch axis and every refusal explained."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import _decomp, fx
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.nn.modules import module as torch_module
+from torch.nn.modules import transformer
+from torch.utils import _pytree as torch_pytree
+
+from bridge.tracing.errors import TraceError
+from bridge.tracing.inputs import Inputs, batch_size, is_batched
+from bridge.tracing.lowering import LOWERINGS
+from bridge.tracing.outputs import plain
+
+aten = torch.ops.aten
+
+
+def capture(model: torch.nn.Module, inputs: Inputs) -> ExportedProgram:
+    """Export `model`, with its composite operators kept whole where there is a lowering.
+
+    The batch axis (axis 0 of every input tensor as long as the first one) is dynamic.
+    """
+    args, kwargs = _at_least_two(*((inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))))
+    watch = _BatchWatch(model)
+    with _quiet(), _without_data_branches(), watch.hooked():
+        try:
+            shapes = _dynamic(model, args, kwargs)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # whatever the model's own code raises on symbolic sizes
+            raise TraceError(_explained(error)) from error
+        if watch.culprit is not None:
+            raise TraceError(
+                f"The batch size is fixed to {batch_size((args, kwargs))} by module {watch.culprit!r}. Write its sizes "
+                "in terms of x.shape[0] (or -1), with the batch as axis 0 of the inputs."
+            )
+        _restore_stop_gradient(program.graph)
+        return program.run_decompositions(_decompositions())
+
+
+def _at_least_two(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    # export would take a batch of one for a constant
+    size = batch_size((args, kwargs))
+    if size is None or size > 1:
+        return args, kwargs
+    double = lambda x: torch.cat([x, x]) if is_batched(x, size) else x  # noqa: E731
+    return torch_pytree.tree_map(double, (args, kwargs))
+
+
+def _dynamic(model: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+    size = batch_size((args, kwargs))
+    shapes = ShapesCollection()  # places each axis whatever the signature of forward: *args, defaults, mappings
+    for leaf in torch_pytree.tree_leaves((args, kwargs)):
+        if is_batched(leaf, size):
+            shapes[leaf] = {0: Dim.AUTO}
+    return shapes.dynamic_shapes(model, args, kwargs)
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Torch's own decompositions, without the operators that have a lowering."""
+    rules = {**_decomp.decomposition_table, **torch.export.default_decompositions()}
+    return {operator: rule for operator, rule in rules.items() if operator not in LOWERINGS}
+
+
+def _restore_stop_gradient(graph: fx.Graph) -> None:
+    """Cut the derivative of what was computed under `no_grad`, which decomposing would forget."""
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        for item in list(node.users):  # getitem nodes
+            with graph.inserting_after(item):
+                cut = graph.call_function(aten.detach.default, (item,))
+            cut.meta = dict(item.meta)
+            item.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+    graph.lint()
+
+
+class _BatchWatch:
+    """Hooks, on during an export, that see which module first fixes the batch size, and make outputs plain."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.culprit: str | None = None
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._size: Any = None
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        # global hooks, since one on the model itself would change it
+        handles = [
+            torch_module.register_module_forward_pre_hook(self._before),
+            torch_module.register_module_forward_hook(self._after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, module: torch.nn.Module, args: Any) -> None:
+        if self._size is None:
+            leaves = [x for x in torch_pytree.tree_leaves(args) if isinstance(x, torch.Tensor) and x.ndim]
+            self._size = leaves[0].shape[0] if leaves else None
+
+    def _after(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        if self.culprit is None and isinstance(self._size, torch.SymInt) and self._size.node.maybe_as_int() is not None:
+            name = self._names.get(id(module), "")
+            self.culprit = f"model.{name}" if name else "model"
+        return plain(output) if module is self.model else None
+
+
+def _explained(error: Exception) -> str:
+    """What export says, with the line of the user's code in front."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and "/bridge/tracing/" not in f.filename]
+    own = [f for f in own if "contextlib" not in f.filename and not f.filename.startswith("<")]
+    at = f"\n  {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
+    text = str(error).strip()
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        return (
+            f"The model's code branches on values of its data, which no fixed program can follow:{at}\n"
+            "Write the choice as torch.where(condition, a, b), or leave that part out of the traced model."
+        )
+    return f"torch.export cannot capture the model: {type(error).__name__}: {text.splitlines()[0] if text else ''}{at}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs what `_explained` says, at length, and warns about attributes nobody could act on."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export", "_export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_data_branches() -> Iterator[None]:
+    """Keep torch's transformer layers from looking into masks, and from their fused inference kernels.
+
+    `nn.TransformerEncoder` compares a given mask with the causal one, only to choose a faster kernel.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    detect = transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+        torch.backends.mha.set_fastpath_enabled(fast)
