@@ -72,9 +72,7 @@ def by_rows(problem: Problem) -> bool:
 def choose(problem: Problem) -> Plan:
     """The cheapest way for a problem."""
     p = problem
-    figures = (
-        f"{p.size:,} parameters, {p.rows_per_sample:.1f} rows a sample, {p.forward_flops / 1e6:.1f} Mflop a forward"
-    )
+    cost = f"{p.size:,} parameters, {p.rows_per_sample:.1f} rows a sample, {p.forward_flops / 1e6:.1f} Mflop a forward"
     rows = None if p.samples is None else p.samples * p.rows_per_sample
     if rows is not None and rows <= _GRAM_ROWS and rows * p.size * p.itemsize <= p.rows_bytes:
         return Plan(
