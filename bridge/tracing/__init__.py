@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from bridge.tracing.checks import check
+from bridge.tracing.checks import check, unwrap
 from bridge.tracing.errors import MismatchError, MissingLoweringError, TraceError
+from bridge.tracing.explanation import Explanation, explain
 from bridge.tracing.exported import trace_export
 from bridge.tracing.inputs import Inputs
 from bridge.tracing.lowering.registry import lowers
@@ -16,7 +17,16 @@ from bridge.tracing.modes import evaluating
 from bridge.tracing.traced_model import TracedModel
 from bridge.tracing.verify import verify as _verify
 
-__all__ = ["MismatchError", "MissingLoweringError", "TraceError", "TracedModel", "lowers", "trace"]
+__all__ = [
+    "Explanation",
+    "MismatchError",
+    "MissingLoweringError",
+    "TraceError",
+    "TracedModel",
+    "explain",
+    "lowers",
+    "trace",
+]
 
 Tracer = Literal["export", "torch2jax", "auto"]
 
@@ -47,6 +57,7 @@ def trace(
     """
     inputs: Inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
     run = _tracer(tracer)
+    model = unwrap(model) if isinstance(model, torch.nn.Module) else model
     check(model, inputs)
     with evaluating(model):
         traced = run(model, inputs)

@@ -1,20 +1,57 @@
-"""What cannot be traced, said before any work is done."""
+"""What cannot be traced, said before any work is done; wrappers that can be looked through."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Inputs
 
 
-def check(model: torch.nn.Module, inputs: Inputs) -> None:
-    """Raise `TraceError` with the cause and the remedy where `model` or `inputs` cannot be traced."""
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`; names follow the inner one."""
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), torch.nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def check(model: Any, inputs: Any) -> None:
+    """Raise `TraceError` or `TypeError` with the cause and the remedy where `model` cannot be traced."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"trace takes a torch.nn.Module, got {type(model).__name__}. Wrap a function in a module.")
+    if not isinstance(inputs, (tuple, dict)) and not hasattr(inputs, "keys"):
+        raise TypeError(
+            f"example_inputs must be a tensor, a tuple of inputs or a mapping of keyword inputs, got "
+            f"{type(inputs).__name__}."
+        )
+    _check_kinds(model)
     _check_finite(model)
     _check_double(model, inputs)
+
+
+def _check_kinds(model: torch.nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"model.{name}" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(f"{where} is a scripted module, whose code is compiled away. Trace the original module.")
+        if ".quantized" in type(module).__module__:
+            raise TraceError(f"{where} is quantised ({type(module).__name__}). Trace the model before quantising it.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise TraceError(f"{name} of a lazy module has no shape yet. Run the model once on a batch first.")
+        if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
+            raise TraceError(f"{name} is quantised, sparse or on the meta device. Give the model dense weights.")
 
 
 def _check_finite(model: torch.nn.Module) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from bridge.tensors import jax_dtype
-from bridge.tracing.errors import MissingLoweringError
+from bridge.tracing.errors import MissingLoweringError, TraceError
 from bridge.tracing.lowering import LOWERINGS, ChannelsLast, logical
 
 aten = torch.ops.aten
@@ -47,6 +48,12 @@ class Step:
 def compile_steps(graph: fx.Graph) -> list[Step]:
     """The nodes of `graph` that compute something, with their lowerings; raises where one is missing."""
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
+    for node in nodes:
+        if any(free_unbacked_symbols(value) for value in _tensors(node)):
+            raise TraceError(
+                f"The shape of {node.target}'s result depends on the data ({where(node)}), and JAX has fixed shapes. "
+                "Write it with torch.where or a mask."
+            )
     last_reader: dict[str, str] = {}
     for node in graph.nodes:
         for source in node.all_input_nodes:
@@ -75,6 +82,15 @@ def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
         values[step.name] = _cast(result, step.dtypes)
         for name in step.last_uses:
             values.pop(name, None)
+
+
+def has_lowering(node: fx.Node) -> bool:
+    """Whether the interpreter can run a node."""
+    try:
+        _function(node)
+    except MissingLoweringError:
+        return False
+    return True
 
 
 def where(node: fx.Node) -> str:
@@ -136,6 +152,12 @@ def _resolve(argument: Any, values: dict[str, Any]) -> Any:
     if isinstance(argument, torch.dtype):
         return jax_dtype(argument)
     return argument
+
+
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in values if isinstance(item, torch.Tensor)]
 
 
 def _dtypes(node: fx.Node) -> Any:

@@ -31,8 +31,8 @@ def attention(
         key = jnp.repeat(key, query.shape[-3] // key.shape[-3], -3)
         value = jnp.repeat(value, query.shape[-3] // value.shape[-3], -3)
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = jnp.matmul(query * scale, jnp.swapaxes(key, -1, -2), preferred_element_type=wide)  # (..., L, S)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.matmul(query * factor, jnp.swapaxes(key, -1, -2), preferred_element_type=wide)  # (..., L, S)
     if is_causal:
         attn_mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
     if attn_mask is None:

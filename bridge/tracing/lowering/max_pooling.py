@@ -73,7 +73,9 @@ def adaptive_max_pool(x: Any, output_size: Sequence[int | None]) -> Any:
     spatial = _spatial(x, output_size)
 
     def along(marked: Marked, axis: int) -> Marked:
-        n, size = marked[0].shape[axis], per_axis(output_size, spatial)[axis - 1]
+        n = marked[0].shape[axis]
+        size = output_size[axis - 1] if len(output_size) > 1 else output_size[0]
+        adaptive_bounds(n, n if size is None else size)
         best = [
             _first_max([_at(marked, axis, i) for i in range(*b)])
             for b in adaptive_bounds(n, n if size is None else size)
