@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -36,8 +35,10 @@ class Footprint(NamedTuple):
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)  # scans and calls hold their bodies as parameters
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:

@@ -58,13 +58,13 @@ def sandwich_mv(
 
 
 def with_data(mv: Callable[[Params, Data], Params], data: Data) -> Callable[[Params], Params]:
-    """Fix the data of a product, after checking that it holds samples."""
-    if batch_size(data) == 0:
-        raise ValueError("The data holds no samples, so its curvature is zero. Give at least one sample.")
+    """Fix the data of a product."""
     return lambda vec: mv(vec, data)
 
 
 def sample_factor(data: Data, num_curv_samples: int | None, num_total_samples: int | None) -> float:
     """``num_total_samples / num_curv_samples``; the first defaults to the second, the second to the batch's size."""
+    if batch_size(data) == 0:
+        raise ValueError("The data holds no samples, so its curvature is zero. Give at least one sample.")
     curvature_samples = batch_size(data) if num_curv_samples is None else num_curv_samples
     return (curvature_samples if num_total_samples is None else num_total_samples) / curvature_samples
