@@ -21,8 +21,9 @@ mnist: $(VENV)/.installed-examples
 tutorial: $(VENV)/.installed-examples
 	$(BIN)/python examples/tutorial.py $(ARGS)
 
+# One OpenMP thread: torch's threads spin while they wait, which costs more than they bring beside JAX's own.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

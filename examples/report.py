@@ -129,5 +129,5 @@ def save_spectrum(eigenvalues: np.ndarray, prior_precision: float, out: Path) ->
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)

@@ -76,7 +76,7 @@ def create_reliability_diagram(
     )
     ax.plot([0, 1], [0, 1], linestyle="--", color=GREY, label="calibrated")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence", ylabel="accuracy", title=title or "")
-    ax.legend(loc="upper left", frameon=False)
+    ax.legend(loc="best", framealpha=0.8, edgecolor="none")
     return ax
 
 
