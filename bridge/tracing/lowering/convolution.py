@@ -52,14 +52,7 @@ def _convolve(x: Any, weight: Array, bias: Any, stride: Ints, padding: Any, dila
     steps, holes = per_axis(stride, spatial), per_axis(dilation, spatial)
     widths = _widths(padding, weight.shape[2:], holes)
     array = channels_last(x)
-    how = (
-        _by_xla
-        if _prefers_xla(array, weight, steps, groups)
-        else _by_shifts
-        if _depthwise(weight, groups)
-        else _by_patches
-    )
-    out = how(array, weight, steps, widths, holes, groups)
+    out = _way(array, weight, steps, groups)(array, weight, steps, widths, holes, groups)
     return ChannelsLast(out if bias is None else out + bias)
 
 
