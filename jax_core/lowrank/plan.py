@@ -7,7 +7,9 @@ Three ways lead to the leading eigenpairs of $G = R^\top R$:
 * ``nystrom`` by ``products``: the block pushed forward and back through the network, no gradient per sample.
 
 With $F$ the operations of one forward pass, $P$ parameters, $k$ vectors and $r$ rows per sample, a sample costs
-$r (3F + 4Pk)$ by rows and $4Fk$ by products. Dense products run about twice as fast as a network's passes do.
+$r (3F + 4Pk)$ by rows and $4Fk$ by products. Dense products run about twice as fast as a network's passes do, but
+every block of rows reads the random vectors and updates their images once: where a single row fills the block (many
+parameters), that traffic is what rows cost.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jax_core.footprint import ROW_BYTES
+
 _DENSE_SPEED = 2.0  # dense products over network passes, operations per second, measured on a CPU
+_FLOPS_PER_BYTE = 20.0  # operations done while one byte comes from memory
 _GRAM_ROWS = 2000  # the Gram matrix is diagonalised on the host in float64: seconds from here on
 _MOST_OUTPUTS = 256  # loss Hessians are diagonalised per sample
 
@@ -65,7 +70,11 @@ def by_rows(problem: Problem) -> bool:
     if problem.outputs > _MOST_OUTPUTS:
         return False
     vectors = problem.rank * 1.1
-    rows = problem.rows_per_sample * (3 * problem.forward_flops + 4 * problem.size * vectors / _DENSE_SPEED)
+    row_bytes = problem.itemsize * problem.size
+    rows_per_block = max(1, ROW_BYTES // row_bytes)
+    traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes / rows_per_block
+    dense = 4 * problem.size * vectors / _DENSE_SPEED
+    rows = problem.rows_per_sample * (3 * problem.forward_flops + dense + traffic)
     return rows <= 4 * problem.forward_flops * vectors
 
 
