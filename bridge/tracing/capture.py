@@ -7,6 +7,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ from bridge.tracing.lowering import LOWERINGS
 from bridge.tracing.outputs import plain
 
 aten = torch.ops.aten
+
+# where lines of a traceback lie that are not the model's: torch, this package, the standard library, no file
+_NOT_THE_USERS = (
+    *torch.__path__,
+    str(Path(__file__).parent),
+    str(Path(contextlib.__file__).parent) + "/contextlib",
+    "<",
+)
 
 
 def capture(model: torch.nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -120,8 +129,7 @@ class _BatchWatch:
 def _explained(error: Exception) -> str:
     """What export says, with the line of the user's code in front."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/bridge/tracing/" not in f.filename]
-    own = [f for f in own if "contextlib" not in f.filename and not f.filename.startswith("<")]
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
     at = f"\n  {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
     text = str(error).strip()
     if "data-dependent" in text or "DataDependent" in type(error).__name__:

@@ -20,8 +20,8 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     while True:
         if isinstance(model, wrappers):
             model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), torch.nn.Module):
-            model = inner
+        elif type(model).__name__ == "OptimizedModule":  # torch.compile's; importing the class would cost a second
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 

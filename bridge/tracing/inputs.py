@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -125,6 +125,18 @@ def make_signature(
     flags = open_axes or [is_batched(leaf, size) for _, leaf in paths]
     leaves = tuple(_leaf(path, leaf, flag) for (path, leaf), flag in zip(paths, flags, strict=True))
     return Signature(keywords, structure, leaves, batch_range)
+
+
+def split_arrays(inputs: tuple[Any, ...]) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, ...]]]:
+    """The arrays among the inputs, and how to put them back between the flags and numbers, which `jit` must not see."""
+    leaves, structure = jax.tree.flatten(inputs)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+    def join(arrays: list[Any]) -> tuple[Any, ...]:
+        given = iter(arrays)
+        return structure.unflatten([next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves])
+
+    return arrays, join
 
 
 def batch_size(inputs: Any) -> int | None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from bridge.tensors import to_jax
 from bridge.tracing.binding import to_arrays
 from bridge.tracing.errors import TraceError
-from bridge.tracing.inputs import Inputs, make_signature
+from bridge.tracing.inputs import Inputs, make_signature, split_arrays
 from bridge.tracing.lowering import LOWERINGS, logical
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
@@ -78,9 +78,9 @@ def trace_torch2jax(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
 
 def _try(traced: TracedModel, inputs: Inputs) -> None:
     """Run the model once on shapes alone, to say what torch2jax lacks before anything is computed."""
-    arrays = to_jax(inputs if isinstance(inputs, tuple) else (inputs,))
+    arrays, join = split_arrays(to_jax(inputs if isinstance(inputs, tuple) else (dict(inputs),)))
     try:
-        jax.make_jaxpr(traced.apply)(traced.params, *arrays)
+        jax.make_jaxpr(lambda params, arrays: traced.apply(params, *join(arrays)))(traced.params, arrays)
     except Exception as error:  # whatever the model's own code raises on a stand-in
         first = str(error).strip().split("\n", 1)[0]
         raise TraceError(f"torch2jax cannot trace this model: {type(error).__name__}: {first}") from error

@@ -15,7 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 from bridge.tensors import to_jax
 from bridge.tracing.errors import MismatchError
-from bridge.tracing.inputs import Inputs
+from bridge.tracing.inputs import Inputs, split_arrays
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
 
@@ -102,9 +102,13 @@ def compute_dtype(model: torch.nn.Module, inputs: Inputs) -> torch.dtype:
 
 
 def _run(traced: TracedModel, inputs: tuple[Any, ...], cotangents: list[Any]) -> tuple[list[Any], Any]:
-    def both(buffers: Any, params: Any, cotangents: Any, inputs: Any) -> Any:
+    arrays, join = split_arrays(inputs)
+
+    def both(buffers: Any, params: Any, cotangents: Any, arrays: Any) -> Any:
         def floats(params: Any) -> Any:
-            leaves = [x for x in jax.tree.leaves(traced.function(buffers, params, *inputs)) if hasattr(x, "dtype")]
+            leaves = [
+                x for x in jax.tree.leaves(traced.function(buffers, params, *join(arrays))) if hasattr(x, "dtype")
+            ]
             return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)], leaves
 
         _, pullback, leaves = jax.vjp(floats, params, has_aux=True)
@@ -113,7 +117,7 @@ def _run(traced: TracedModel, inputs: tuple[Any, ...], cotangents: list[Any]) ->
     # compiled once for a single call: leave out the optimisation that a user's own jit will do
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     cpu = jax.default_backend() == "cpu"
-    return jax.jit(both, compiler_options=options if cpu else None)(traced.buffers, traced.params, cotangents, inputs)
+    return jax.jit(both, compiler_options=options if cpu else None)(traced.buffers, traced.params, cotangents, arrays)
 
 
 def _cotangents(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
