@@ -109,16 +109,32 @@ def _by_patches(
     times in vmapped Jacobians, whose weight gradients become batched products, not grouped convolutions.
     """
     kernel, outputs = weight.shape[2:], weight.shape[0]
-    slices = _slices(x, kernel, stride, padding, dilation)
     if groups == 1:
-        unfolded = slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)  # (N, *out, K*C)
+        tiled = tuple(kernel) == tuple(stride) and all(p == (0, 0) for p in padding) and all(d == 1 for d in dilation)
+        unfolded = _tiles(x, kernel) if tiled else _join(_slices(x, kernel, stride, padding, dilation))
         matrix = jnp.moveaxis(weight, (0, 1), (-1, -2)).reshape(-1, outputs)  # (K*C, O)
         return jnp.matmul(unfolded, matrix)
+    slices = _slices(x, kernel, stride, padding, dilation)
     unfolded = jnp.concatenate([x.reshape(*x.shape[:-1], groups, -1) for x in slices], -1)  # (N, *out, G, K*C/G)
     blocks = weight.reshape(groups, outputs // groups, *weight.shape[1:])
     blocks = jnp.moveaxis(blocks, (1, 2), (-1, -2)).reshape(groups, -1, outputs // groups)  # (G, K*C/G, O/G)
     out = jnp.einsum("...gk,gko->...go", unfolded, blocks)
     return out.reshape(*out.shape[:-2], outputs)
+
+
+def _tiles(x: Array, kernel: Sequence[int]) -> Array:
+    """Windows side by side, as in the first layer of a vision transformer: no copies of slices, one transpose."""
+    n, *sizes, channels = x.shape
+    counts = [size // k for size, k in zip(sizes, kernel, strict=True)]
+    x = lax.slice(x, [0] * x.ndim, [n, *(c * k for c, k in zip(counts, kernel, strict=True)), channels])
+    x = x.reshape(n, *itertools.chain.from_iterable(zip(counts, kernel, strict=True)), channels)
+    rank = len(kernel)
+    x = jnp.moveaxis(x, range(2, 2 * rank + 1, 2), range(rank + 1, 2 * rank + 1))  # (N, *out, *kernel, C)
+    return x.reshape(n, *counts, -1)
+
+
+def _join(slices: Sequence[Array]) -> Array:
+    return slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)  # (N, *out, K*C)
 
 
 def _by_shifts(
