@@ -20,7 +20,6 @@ SMALL = {
     "squeezenet1_0": 64,
     "shufflenet_v2_x0_5": 32,
     "mobilenet_v3_small": 32,
-    "vit_b_16": 224,
 }
 LARGE = {
     "vgg11_bn": 32,
@@ -36,6 +35,7 @@ LARGE = {
     "efficientnet_v2_s": 32,
     "regnet_y_400mf": 32,
     "convnext_tiny": 32,
+    "vit_b_16": 224,
     "swin_t": 64,
     "swin_v2_t": 64,
     "maxvit_t": 224,
