@@ -23,7 +23,7 @@ tutorial: $(VENV)/.installed-examples
 
 # One OpenMP thread: torch's threads spin while they wait, which costs more than they bring beside JAX's own.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
