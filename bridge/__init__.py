@@ -3,6 +3,18 @@
 from bridge.laplace import Laplace
 from bridge.losses import to_likelihood
 from bridge.tensors import to_jax, to_torch
-from bridge.tracing import TracedModel, lowers, trace
+from bridge.tracing import MismatchError, MissingLoweringError, TracedModel, TraceError, explain, lowers, trace
 
-__all__ = ["Laplace", "TracedModel", "lowers", "to_jax", "to_likelihood", "to_torch", "trace"]
+__all__ = [
+    "Laplace",
+    "MismatchError",
+    "MissingLoweringError",
+    "TraceError",
+    "TracedModel",
+    "explain",
+    "lowers",
+    "to_jax",
+    "to_likelihood",
+    "to_torch",
+    "trace",
+]
