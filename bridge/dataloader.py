@@ -40,15 +40,16 @@ def passes_over(
     )
 
 
-def batch_check(example: Batch, output_shape: tuple[int, ...], likelihood: Likelihood) -> Callable[[int, Batch], None]:
+def batch_check(
+    shapes: list[tuple[Any, ...]], output_shape: tuple[int, ...], likelihood: Likelihood
+) -> Callable[[int, Batch], None]:
     """What every batch must satisfy: the traced input's shape, finite values, targets that fit the loss.
 
     Args:
-        example: A batch that the model was traced with.
+        shapes: Of one sample's inputs, as traced.
         output_shape: Of one sample's output.
         likelihood: The loss.
     """
-    shapes = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(example.input)]
 
     def check(number: int, batch: Batch) -> None:
         given = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(batch.input)]

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import torch
 from torch import nn
 
-from bridge.dataloader import batch_check, passes_over, read_first
+from bridge.fitting import FittedModel, Reading, Tracer, checked_passes, fit_module
 from bridge.losses import to_likelihood
-from bridge.options import LinkName, one_of, positive, whole
-from bridge.prediction import OneExample, checked_inputs, finisher, like, tensors
+from bridge.options import LinkName, PredictionType, one_of, positive, whole
+from bridge.prediction import averager, checked_inputs, finisher, like, tensors
 from bridge.tensors import to_jax
-from bridge.tracing import TracedModel, trace
-from jax_core import trees
+from bridge.tuning import PriorSearch, TuningMethod, check_arguments, score_of
 from jax_core.curvature.data_loader_mv import Cache
-from jax_core.fit import FitOptions, Fitted, Method, Structure, fit_curvature
-from jax_core.likelihoods import Gaussian, Likelihood
+from jax_core.fit import FitOptions, Fitted, Method, Structure
+from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan
-from jax_core.posterior import Evidence, Posterior, gaussian_log_likelihood, log_marginal_likelihood, prior_vector
-from jax_core.predictive import linearized_predictive
-from jax_core.tuning import maximize_evidence, spectrum
-
-Tracer = Literal["export", "torch2jax", "auto"]
+from jax_core.posterior import Evidence, Posterior, log_marginal_likelihood
+from jax_core.predictive import joint_predictive, linearized_predictive, sampled_predictive
+from jax_core.tuning import Objective, Score, Tuned
 
 
 class Laplace(nn.Module):
@@ -36,6 +31,8 @@ class Laplace(nn.Module):
     Gauss-Newton matrix $G$ of the training data and the prior precision $D$ (Daxberger et al., 2021,
     arXiv:2106.14806); predictions push it through the network linearised at $\theta^*$ (Immer et al., 2021,
     arXiv:2008.08400). The model itself is never changed.
+
+    Everything but :meth:`fit` raises ``RuntimeError`` before it.
 
     Example:
         >>> la = Laplace(model, likelihood="classification", rank=100)
@@ -113,11 +110,8 @@ class Laplace(nn.Module):
         self.prior_mean, self.sigma_noise, self.temperature = prior_mean, sigma_noise, temperature
         self.link_approx: LinkName = link_approx
         self.n_samples, self.seed = n_samples, seed
-        self._tracer: Tracer = tracer
-        self._cache: Cache = cache
-        self._cache_bytes = cache_bytes
-        self._traced: TracedModel | None = None
-        self._fitted: Fitted | None = None
+        self._reading = Reading(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress)
+        self._fit: FittedModel | None = None
         self._posterior: Posterior | None = None
         self._prior_precision = prior_precision
 
@@ -141,63 +135,36 @@ class Laplace(nn.Module):
         """
         if num_total_samples is not None:
             whole("num_total_samples", num_total_samples)
-        first = read_first(train_loader)
-        example = jax.tree.map(lambda leaf: leaf[:2], tensors(first.input))
-        traced = trace(self.model, tuple(example) if isinstance(example, list) else example, tracer=self._tracer)
-        # The traced weights may share memory with the module's, which a user may go on training.
-        params, buffers = jax.tree.map(jnp.array, (traced.params, traced.buffers))
-        traced = dataclasses.replace(traced, params=params, buffers=buffers)
-        model_fn = OneExample.of(traced)
-        one = jax.tree.map(lambda leaf: leaf[0], to_jax(example))
-        output = jax.eval_shape(model_fn, one, traced.params)
-        prior_vector(self._prior_precision, traced.params)
-        self.options.check(trees.get_size(traced.params))
-        passes = passes_over(
-            train_loader,
-            batch_check(first, output.shape, self.likelihood),
-            cache=self._cache,
-            cache_bytes=self._cache_bytes,
-            progress=self.options.progress,
+        what = (self.model, train_loader, self.likelihood, self.options, self._reading)
+        fit = fit_module(
+            *what, prior_precision=self._prior_precision, seed=self.seed, num_total_samples=num_total_samples
         )
-        passes.preload()
-        key = jax.random.key(self.seed)
-        fitted = fit_curvature(
-            model_fn, params, self.likelihood, passes, self.options, key=key, num_total_samples=num_total_samples
-        )
-        self._posterior = self._make_posterior(traced, fitted, self._prior_precision)
-        self._traced, self._fitted = traced, fitted
+        self._posterior, self._fit = fit.posterior(self._prior_precision, self._scale), fit
         return self
-
-    def _make_posterior(self, traced: TracedModel, fitted: Fitted, prior_precision: Any) -> Posterior:
-        prior = prior_vector(prior_precision, traced.params)
-        return Posterior.create(traced.params, fitted.curvature.rescale(self._scale), prior)
 
     @property
     def _scale(self) -> float:
         return 1.0 / (self.sigma_noise**2 * self.temperature)
 
-    def _fit_result(self) -> tuple[TracedModel, Fitted, Posterior]:
-        if self._traced is None or self._fitted is None or self._posterior is None:
+    def _fit_result(self) -> tuple[FittedModel, Posterior]:
+        if self._fit is None or self._posterior is None:
             raise RuntimeError("This Laplace has no posterior yet. Call fit(train_loader) first.")
-        return self._traced, self._fitted, self._posterior
+        return self._fit, self._posterior
 
     @property
     def posterior(self) -> Posterior:
-        """The Gaussian over weights.
+        """The Gaussian over weights."""
+        return self._fit_result()[1]
 
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
-        return self._fit_result()[2]
+    @property
+    def fitted(self) -> Fitted:
+        """The reduced curvature and what it was computed from."""
+        return self._fit_result()[0].fitted
 
     @property
     def plan(self) -> Plan | None:
-        """How the low rank was found and why so; ``None`` for the other structures.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
-        return self._fit_result()[1].plan
+        """How the low rank was found and why so; ``None`` for the other structures."""
+        return self.fitted.plan
 
     @property
     def prior_precision(self) -> Any:
@@ -207,58 +174,76 @@ class Laplace(nn.Module):
     @prior_precision.setter
     def prior_precision(self, value: Any) -> None:
         value = to_jax(value) if isinstance(value, torch.Tensor) else value
-        if self._traced is not None and self._fitted is not None:
-            self._posterior = self._make_posterior(self._traced, self._fitted, value)
+        if self._fit is not None:
+            self._posterior = self._fit.posterior(value, self._scale)
         self._prior_precision = value
 
     def evidence(self) -> Evidence:
-        """The log marginal likelihood in its three parts.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
-        _, fitted, posterior = self._fit_result()
-        log_likelihood: Any = -fitted.nll
-        if isinstance(self.likelihood, Gaussian):
-            log_likelihood = gaussian_log_likelihood(fitted.nll, fitted.num_outputs, self.sigma_noise)
+        """The log marginal likelihood in its three parts."""
+        fit, posterior = self._fit_result()
+        log_likelihood = fit.fitted.log_likelihood(self.likelihood, self.sigma_noise)
         return log_marginal_likelihood(posterior, log_likelihood / self.temperature, prior_mean=self.prior_mean)
 
     def log_marginal_likelihood(self) -> float:
-        """The Laplace approximation of the log evidence of the training data.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
+        """The Laplace approximation of the log evidence of the training data."""
         return float(self.evidence().total)
 
-    def optimize_prior_precision(self, method: Literal["marglik"] = "marglik") -> float:
-        """Choose the scalar prior precision that maximises the evidence, and use it from here on.
+    def optimize_prior_precision(
+        self,
+        method: TuningMethod = "marglik",
+        *,
+        val_loader: Iterable[Any] | None = None,
+        objective: Objective | Score = "nll",
+        grid: Any = None,
+        layerwise: bool = False,
+    ) -> Tuned:
+        """Choose the prior precision, and use it from here on; nothing changes if this fails.
 
         Args:
-            method: ``"marglik"``.
+            method: ``"marglik"``, the largest evidence, needs no data; ``"gridsearch"``, the smallest ``objective``
+                on held-out data over a grid, warns if that lies at an edge.
+            val_loader: Held-out data for ``"gridsearch"``, batches as in :meth:`fit`.
+            objective: For ``"gridsearch"``: ``"nll"``, ``"ece"`` (classification), ``"chi2"`` (regression) or a
+                function ``(predictions, targets) -> loss`` of arrays.
+            grid: Precisions to try; 21 from 1e-4 to 1e6 by default.
+            layerwise: With ``"marglik"``, one precision per parameter tensor, by gradient ascent (needs optax).
 
         Returns:
-            The precision.
+            The precision, what it scored, and the whole curve.
 
         Raises:
             RuntimeError: Before :meth:`fit`.
-            ValueError: For another method.
+            ValueError: For another method, arguments that do not go with it, or data that do not fit the model.
         """
-        one_of("method", method, Literal["marglik"])
-        traced, fitted, _ = self._fit_result()
-        leaves = jax.tree.leaves(traced.params)
-        squared_norm = sum(float(jnp.sum((leaf - self.prior_mean) ** 2)) for leaf in leaves)
-        eigenvalues = spectrum(fitted.curvature.rescale(self._scale))
-        self.prior_precision = maximize_evidence(eigenvalues, trees.get_size(leaves), squared_norm).prior_precision
-        return self.prior_precision
+        fit, _ = self._fit_result()
+        search = PriorSearch(fit.model_fn, fit.params, fit.fitted.curvature.rescale(self._scale))
+        check_arguments(method, val_loader=val_loader, grid=grid, layerwise=layerwise)
+        if val_loader is None:
+            tuned = search.by_evidence(self.prior_mean, layerwise=layerwise, progress=self.options.progress)
+        else:
+            finish = finisher(self.likelihood, self.link_approx, jax.random.key(self.seed), self.n_samples)
+            score = score_of(objective, self.likelihood, self.sigma_noise)
+            batches = checked_passes(val_loader, fit.traced, self.likelihood, self._reading)
+            tuned = search.by_grid(batches, score, finish, grid)
+        self.prior_precision = tuned.prior_precision
+        return tuned
 
-    def forward(self, x: Any, link_approx: LinkName | None = None, n_samples: int | None = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        link_approx: LinkName | None = None,
+        n_samples: int | None = None,
+        *,
+        pred_type: PredictionType = "glm",
+    ) -> Any:
         """Predict with the uncertainty of the weights.
 
         Args:
             x: A batch of inputs as the model takes them.
             link_approx: Another link than the one given at construction.
-            n_samples: Another number of samples for ``"mc"``.
+            n_samples: Another number of samples for ``"mc"`` and ``pred_type="nn"``.
+            pred_type: ``"glm"``, the network linearised at its weights, exactly; or ``"nn"``, the network itself at
+                sampled weights, whose predictions are averaged.
 
         Returns:
             For classification the probabilities ``(B, C)``, for several labels ``(B, L)``; for regression the mean
@@ -267,32 +252,45 @@ class Laplace(nn.Module):
 
         Raises:
             RuntimeError: Before :meth:`fit`.
-            ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
+            ValueError: For an unknown option, or if the shape of ``x`` is not the traced one, or it holds NaN.
         """
         link = self.link_approx if link_approx is None else link_approx
         one_of("link_approx", link, LinkName)
+        one_of("pred_type", pred_type, PredictionType)
         samples = self.n_samples if n_samples is None else n_samples
         whole("n_samples", samples)
-        return self._predict(x, finisher(self.likelihood, link, jax.random.key(self.seed), samples))
+        key = jax.random.key(self.seed)
+        if pred_type == "glm":
+            return self._predict(x, linearized_predictive, finish=finisher(self.likelihood, link, key, samples))
+        average = averager(self.likelihood)
+        return self._predict(x, sampled_predictive, average, key=key, num_samples=samples)
 
-    def predictive_distribution(self, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean ``(B, C)`` and exact covariance ``(B, C, C)`` of the network's outputs (the logits, if it classifies).
+    def predictive_distribution(self, x: Any, *, joint: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and exact covariance of the linearised network's outputs (the logits, if it classifies).
+
+        Args:
+            x: A batch of inputs.
+            joint: Whether outputs of different examples are related too.
+
+        Returns:
+            The mean ``(B, C)``, and the covariance ``(B, C, C)`` or, if joint, ``(B, C, B, C)``.
 
         Raises:
             RuntimeError: Before :meth:`fit`.
             ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
         """
-        return self._predict(x, tuple)
+        return self._predict(x, joint_predictive if joint else linearized_predictive, tuple)
 
-    def _predict(self, x: Any, finish: Any) -> Any:
-        traced, _, posterior = self._fit_result()
+    def _predict(self, x: Any, predictive: Any, last: Any = None, **options: Any) -> Any:
+        fit, posterior = self._fit_result()
         batch = tensors(x)
-        predict = linearized_predictive(OneExample.of(traced), posterior, finish)
-        return like(jax.tree.leaves(batch)[0], predict(checked_inputs(traced, batch)))
+        inputs = checked_inputs(fit.traced, batch)
+        result = predictive(fit.model_fn, posterior, **options)(inputs)
+        return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""
         o = self.options
         shape = f"{o.structure}, method={o.method}, rank={o.rank}" if o.structure == "lowrank" else o.structure
-        state = "not fitted" if self._fitted is None else f"fitted on {self._fitted.num_samples} samples"
+        state = "not fitted" if self._fit is None else f"fitted on {self._fit.fitted.num_samples} samples"
         return f"{type(self.likelihood).__name__}, {shape}, prior_precision={self.prior_precision}, {state}"

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 LinkName: TypeAlias = Literal["probit", "mc", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2"]
 
+PredictionType: TypeAlias = Literal["glm", "nn"]
+
 
 def one_of(name: str, value: Any, choices: Any) -> None:
     """Refuse a value that is not among a ``Literal``'s.

@@ -16,7 +16,7 @@ from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.compiled import as_data
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
-from jax_core.predictive import GaussianOutputs, link_by_name
+from jax_core.predictive import GaussianOutputs, link_by_name, moments
 from jax_core.predictive.links import Link
 
 
@@ -101,3 +101,12 @@ def finisher(likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples
     if isinstance(likelihood, Categorical):
         return Probabilities(as_data(link_by_name(link, key=key, num_samples=num_samples)))
     return bernoulli_probabilities if isinstance(likelihood, Bernoulli) else tuple
+
+
+def averager(likelihood: Likelihood) -> Callable[[jax.Array], Any]:
+    """What turns sampled outputs ``(S, B, C)`` into the same kind of prediction."""
+    if isinstance(likelihood, Categorical):
+        return lambda samples: jax.nn.softmax(samples, axis=-1).mean(0)
+    if isinstance(likelihood, Bernoulli):
+        return lambda samples: jax.nn.sigmoid(samples).mean(0)
+    return lambda samples: tuple(moments(samples))

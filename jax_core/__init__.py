@@ -42,7 +42,7 @@ from jax_core.evaluation import (
 from jax_core.fit import FitOptions, Fitted, fit_curvature
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Unweighted, as_likelihood
 from jax_core.lowrank import gram, lanczos, lobpcg, nystrom
-from jax_core.matrix_free import diagonal, to_dense
+from jax_core.matrix_free import DiagonalEstimate, diagonal, estimate_diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, LowRank, Operator, logdet, whiten
 from jax_core.plots import (
     create_proportion_diagram,
@@ -63,6 +63,7 @@ from jax_core.predictive import (
     GaussianOutputs,
     MonteCarlo,
     jacobian,
+    joint_predictive,
     laplace_bridge,
     laplace_bridge_normalized,
     lin_mc_pred_act,
@@ -79,6 +80,7 @@ from jax_core.predictive import (
     mean_field_0,
     mean_field_1,
     mean_field_2,
+    moments,
     nonlin_mc_pred_act,
     nonlin_pred_cov,
     nonlin_pred_mean,
@@ -88,12 +90,25 @@ from jax_core.predictive import (
     nonlin_setup,
     nonlin_special_pred_act,
     probit,
+    sampled_predictive,
     set_lin_pushforward,
     set_nonlin_pushforward,
     set_posterior_gp_kernel,
 )
 from jax_core.trees import create_pytree_flattener, get_size, wrap_function
-from jax_core.tuning import Tuned, maximize_evidence, spectrum
+from jax_core.tuning import (
+    Tuned,
+    evidence_loss,
+    evidence_on_grid,
+    gradient_descent,
+    grid_search,
+    held_out_losses,
+    log_grid,
+    maximize_evidence,
+    objective_by_name,
+    predictions_on_grid,
+    spectrum,
+)
 
 __all__ = [
     "Bernoulli",
@@ -103,6 +118,7 @@ __all__ = [
     "DataLoaderMV",
     "Dense",
     "Diagonal",
+    "DiagonalEstimate",
     "Evidence",
     "FitOptions",
     "Fitted",
@@ -142,13 +158,20 @@ __all__ = [
     "create_spectrum_plot",
     "crps_gaussian",
     "diagonal",
+    "estimate_diagonal",
     "evaluate_metrics_on_generator",
+    "evidence_loss",
+    "evidence_on_grid",
     "expected_calibration_error",
     "fit_curvature",
     "gaussian_log_likelihood",
     "get_size",
+    "gradient_descent",
     "gram",
+    "grid_search",
+    "held_out_losses",
     "jacobian",
+    "joint_predictive",
     "lanczos",
     "laplace_bridge",
     "laplace_bridge_normalized",
@@ -163,6 +186,7 @@ __all__ = [
     "linearized_predictive",
     "link_by_name",
     "lobpcg",
+    "log_grid",
     "log_marginal_likelihood",
     "logdet",
     "map_jacobians",
@@ -171,6 +195,7 @@ __all__ = [
     "mean_field_0",
     "mean_field_1",
     "mean_field_2",
+    "moments",
     "mutual_information",
     "nll_categorical",
     "nll_gaussian",
@@ -183,12 +208,15 @@ __all__ = [
     "nonlin_setup",
     "nonlin_special_pred_act",
     "nystrom",
+    "objective_by_name",
+    "predictions_on_grid",
     "predictive_entropy",
     "prior_vector",
     "probit",
     "reduce_add",
     "reduce_concat",
     "rmse",
+    "sampled_predictive",
     "set_lin_pushforward",
     "set_nonlin_pushforward",
     "set_posterior_gp_kernel",

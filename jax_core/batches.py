@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,21 @@ def as_batch(data: Data) -> Batch:
 def batch_size(data: Data) -> int:
     """Samples in a batch: the leading axis of its first input leaf."""
     return int(jax.tree.leaves(as_batch(data).input)[0].shape[0])
+
+
+def pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in pieces of ``size`` samples, the last one shorter."""
+    total = batch_size(batch)
+    if total <= size:
+        yield batch
+        return
+    for start in range(0, total, size):
+        yield _slice(batch, start, min(size, total - start))
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(batch: Batch, start: int, size: int) -> Batch:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), batch)
 
 
 def fingerprint(data: Data) -> tuple[int, int]:

@@ -12,14 +12,16 @@ from jaxtyping import Array, Float
 from jax_core.compiled import as_data
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums, evaluate
+from jax_core.curvature.kept_products import KeptProducts, residual_bytes
 from jax_core.curvature.product_stream import ProductStream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
-from jax_core.likelihoods import Likelihood
+from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, Problem, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.posterior import gaussian_log_likelihood
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 
@@ -52,6 +54,12 @@ class Fitted:
         """Scalar outputs that the total samples have."""
         return self.num_total_samples * self.outputs_per_sample
 
+    def log_likelihood(self, likelihood: Likelihood, sigma_noise: float = 1.0) -> Array:
+        r"""$\log p(\mathcal D \mid \theta^*)$, normalised by the noise where the likelihood is Gaussian."""
+        if isinstance(likelihood, Gaussian):
+            return gaussian_log_likelihood(self.nll, self.num_outputs, sigma_noise)
+        return jnp.asarray(-self.nll)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
@@ -65,6 +73,7 @@ class FitOptions:
         tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
             :mod:`jax_core.curvature.rows`); the other structures and methods drop nothing.
         rows_bytes: Rows are kept as a matrix when they fit into this.
+        keep_bytes: Methods with several passes keep the network's linearisation between them if it fits into this.
         progress: Show progress bars.
     """
 
@@ -74,6 +83,7 @@ class FitOptions:
     passes: int = 1
     tolerance: float = 1e-3
     rows_bytes: int = 2**29
+    keep_bytes: int = 2**30
     progress: bool = True
 
     def check(self, size: int) -> None:
@@ -104,9 +114,15 @@ class Source:
         """The curvature as rows."""
         return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
 
-    def products(self) -> ProductStream:
-        """The curvature as products."""
-        return ProductStream(self.model_fn, self.params, self.likelihood, self.passes)
+    def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
+        """The curvature as products, with linearisations kept where several passes are to come and memory allows."""
+        parts = (self.model_fn, self.params, self.likelihood)
+        count = self.passes.num_samples
+        if repeated and count is not None:
+            batch = next(iter(self.passes))
+            if count * residual_bytes(*parts, batch) <= keep_bytes:
+                return KeptProducts(*parts, self.passes)
+        return ProductStream(*parts, self.passes)
 
 
 def fit_curvature(
@@ -192,9 +208,11 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
 
         found = nystrom(by_rows, size, rank=rank, key=key, passes=options.passes, dtype=source.dtype)
         return found, stream.sums
-    products = source.products()
+    repeated = plan.method != "nystrom" or options.passes > 1
+    products = source.products(repeated=repeated, keep_bytes=options.keep_bytes)
     if plan.method == "lanczos":
-        found = lanczos(products.product, source.params, rank=rank, key=key, mv_jit=False, progress=options.progress)
+        layout = products.flat_params
+        found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
     elif plan.method == "lobpcg":
         found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
     else:

@@ -52,6 +52,16 @@ def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
     return Footprint(written, convolves)
 
 
+def example_of(batch: Batch) -> Any:
+    """The shapes of one sample's inputs."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.input)
+
+
+def chunk_size(size: Footprint, *, width: int = 1) -> int:
+    """Samples, a power of two, whose derivatives stay below the cliff with ``width`` vectors each."""
+    return 1 << max(0, (_TEMPORARIES // max(1, size.bytes * width)).bit_length() - 1)
+
+
 def sum_over_chunks(
     function: Callable[[Batch], Result], batch: Batch, *, model_fn: ModelFn, params: Params, width: int = 1
 ) -> Result:
@@ -67,9 +77,8 @@ def sum_over_chunks(
     total = batch_size(batch)
     if jax.default_backend() != "cpu" or total == 0:
         return function(batch)
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.input)
-    size = footprint(model_fn, params, example)
-    chunk = 1 << max(0, (_TEMPORARIES // max(1, size.bytes * width)).bit_length() - 1)
+    size = footprint(model_fn, params, example_of(batch))
+    chunk = chunk_size(size, width=width)
     if size.convolves:
         chunk = max(chunk, -(-total // _UNROLLED_CHUNKS))
     if chunk >= total:
@@ -83,6 +92,8 @@ def sum_over_chunks(
 
 
 def _sum_stacked(function: Callable[[Batch], Result], stacked: Batch, count: int, *, unroll: bool) -> Result:
+    function = jax.jit(function)  # traced once, for its shapes and for the loop
+
     def take(i: int) -> Batch:
         return jax.tree.map(lambda leaf: leaf[i], stacked)
 

@@ -24,6 +24,8 @@ from bridge.tracing.outputs import plain
 
 aten = torch.ops.aten
 
+_UNCOMMON = 23  # samples at least, in the second try at a batch axis
+
 # where lines of a traceback lie that are not the model's: torch, this package, the standard library, no file
 _NOT_THE_USERS = (
     *torch.__path__,
@@ -36,32 +38,52 @@ _NOT_THE_USERS = (
 def capture(model: torch.nn.Module, inputs: Inputs) -> ExportedProgram:
     """Export `model`, with its composite operators kept whole where there is a lowering.
 
-    The batch axis (axis 0 of every input tensor as long as the first one) is dynamic.
+    The batch axis (axis 0 of every input tensor as long as the first one) is dynamic. Where the batch of the example
+    is as long as some axis inside the model (two samples, two layers), export may take the one for the other and fix
+    it: then the example is repeated to a length that nothing else has.
     """
-    args, kwargs = _at_least_two(*((inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))))
+    given = (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+    size = batch_size(given)
+    # export would take a batch of one for a constant
+    program, culprit = _export(model, *_repeat(given, 2 if size == 1 else 1))
+    if size is not None and culprit is not None:
+        with contextlib.suppress(TraceError):  # the first try tells more
+            second, still = _export(model, *_repeat(given, -(-_UNCOMMON // max(size, 1))))
+            program, culprit = (second, None) if still is None else (program, culprit)
+    if culprit:
+        raise TraceError(
+            f"The batch size is fixed to {size} by module {culprit!r}. Write its sizes in terms of x.shape[0] (or -1), "
+            "with the batch as axis 0 of the inputs."
+        )
+    return program
+
+
+def _export(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram, str | None]:
+    """The program, and what fixed its batch size: a module, "" if none is known, None if it stayed open."""
     watch = _BatchWatch(model)
     with _quiet(), _without_data_branches(), watch.hooked():
         try:
             shapes = _dynamic(model, args, kwargs)
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            _restore_stop_gradient(program.graph)
+            program = program.run_decompositions(_decompositions())
         except Exception as error:  # whatever the model's own code raises on symbolic sizes
             raise TraceError(_explained(error)) from error
-        if watch.culprit is not None:
-            raise TraceError(
-                f"The batch size is fixed to {batch_size((args, kwargs))} by module {watch.culprit!r}. Write its sizes "
-                "in terms of x.shape[0] (or -1), with the batch as axis 0 of the inputs."
-            )
-        _restore_stop_gradient(program.graph)
-        return program.run_decompositions(_decompositions())
+    if watch.culprit is not None:
+        return program, watch.culprit
+    return program, None if _is_open(program) else ""
 
 
-def _at_least_two(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    # export would take a batch of one for a constant
-    size = batch_size((args, kwargs))
-    if size is None or size > 1:
-        return args, kwargs
-    double = lambda x: torch.cat([x, x]) if is_batched(x, size) else x  # noqa: E731
-    return torch_pytree.tree_map(double, (args, kwargs))
+def _is_open(program: ExportedProgram) -> bool:
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    sizes = [n for value in values if isinstance(value, torch.Tensor) for n in value.shape]
+    return any(isinstance(n, torch.SymInt) and n.node.maybe_as_int() is None for n in sizes)
+
+
+def _repeat(given: tuple[Any, Any], times: int) -> tuple[Any, Any]:
+    size = batch_size(given)
+    repeated = lambda x: torch.cat([x] * times) if times > 1 and is_batched(x, size) else x  # noqa: E731
+    return torch_pytree.tree_map(repeated, given)
 
 
 def _dynamic(model: torch.nn.Module, args: Any, kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -212,7 +213,11 @@ class DataLoaderMV:
 
     def block(self, vectors: Any) -> Any:
         """The product with a block of vectors, a leading axis on every leaf, in one pass."""
-        return self.sum_over(lambda mv: lambda block: jax.vmap(mv)(block), vectors)
+        return self._over_block(vectors)
+
+    @functools.cached_property
+    def _over_block(self) -> DataLoaderMV:
+        return self.map_product(lambda mv: lambda block, data: jax.vmap(lambda vec: mv(vec, data))(block))
 
     def sum_over(self, function: Callable[[Callable[[Any], Any]], Callable[..., Any]], *args: Any) -> Any:
         """``function(v -> mv(v, batch))(*args)`` reduced over the batches, compiled once, in one pass."""

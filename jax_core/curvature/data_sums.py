@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_core.batches import Batch
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchSums:
+    """What one batch adds, as arrays that may still be under way: additive over its samples."""
+
+    nll: Float[Array, ""]
+    samples: Int[Array, ""]
+    outputs: Int[Array, ""]
+
+    @classmethod
+    def of(cls, likelihood: Likelihood, outputs: Array, target: Any) -> BatchSums:
+        """From the model's outputs on the batch. Traceable."""
+        count = jnp.array(outputs.shape[0])
+        return cls(likelihood.nll(outputs, target).sum(), count, jnp.array(outputs.size))
 
 
 class DataSums:
@@ -19,34 +37,36 @@ class DataSums:
     Attributes:
         nll: Negative log-likelihood.
         samples: Samples seen.
-        outputs_per_sample: Scalar outputs of one.
+        outputs: Scalar outputs seen.
     """
 
     def __init__(self) -> None:
-        self.nll, self.samples, self.outputs_per_sample = 0.0, 0, 0
+        self.nll, self.samples, self.outputs = 0.0, 0, 0
 
-    def add(
-        self, model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch, number: int
-    ) -> Float[Array, "B *output"]:
-        """Count a batch and return the model's outputs on it.
+    @property
+    def outputs_per_sample(self) -> int:
+        """Scalar outputs of one sample."""
+        return self.outputs // max(self.samples, 1)
+
+    def add(self, batch: BatchSums, number: int) -> None:
+        """Count a batch.
 
         Raises:
             FloatingPointError: If its loss is not finite, naming the batch.
         """
-        outputs, nll = evaluate(model_fn, params, likelihood, batch)
-        if not np.isfinite(float(nll)):
+        nll = float(batch.nll)
+        if not np.isfinite(nll):
             raise FloatingPointError(
-                f"The loss of batch {number} is {float(nll)}: the model's outputs there are NaN or infinite, or its "
+                f"The loss of batch {number} is {nll}: the model's outputs there are NaN or infinite, or its "
                 "targets do not fit them. Look at that batch, and at the model's weights."
             )
-        self.nll += float(nll)
-        self.samples += outputs.shape[0]
-        self.outputs_per_sample = outputs[0].size
-        return outputs
+        self.nll += nll
+        self.samples += int(batch.samples)
+        self.outputs += int(batch.outputs)
 
 
 @jax.jit
-def evaluate(model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch) -> tuple[Any, Float[Array, ""]]:
-    """Outputs and summed negative log-likelihood of a batch."""
+def evaluate(model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch) -> tuple[Array, BatchSums]:
+    """Outputs and sums of a batch."""
     outputs = jax.vmap(lambda x: model_fn(x, params))(batch.input)
-    return outputs, likelihood.nll(outputs, batch.target).sum()
+    return outputs, BatchSums.of(likelihood, outputs, batch.target)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,8 +9,8 @@ from jaxtyping import Array, Float
 from jax_core import trees
 from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
-from jax_core.curvature.data_sums import DataSums
-from jax_core.curvature.ggn import create_ggn_mv_without_data
+from jax_core.curvature.data_sums import BatchSums, DataSums
+from jax_core.curvature.linearization import Linearized
 from jax_core.footprint import sum_over_chunks
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
@@ -38,49 +35,56 @@ class ProductStream:
             passes: The data.
         """
         self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
-        self._flatten, self._unflatten = trees.create_pytree_flattener(params)
+        self._flatten = trees.create_pytree_flattener(params)[0]
         self.sums: DataSums | None = None
 
-    def product(self, vec: Params) -> Params:
-        """The product with one vector, a pytree like the parameters."""
-        parts = (_product(self.model_fn, self.params, self.likelihood, vec, batch) for batch in self._batches())
-        return functools.reduce(trees.add, parts)
+    @property
+    def flat_params(self) -> Float[Array, " P"]:
+        """The parameters as one vector, the layout of the products."""
+        return jax.jit(self._flatten)(self.params)
+
+    def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
+        """The product with one flat vector, in one pass over the data."""
+        return self._pass([vec])[0]
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""
-        groups = [jax.vmap(self._unflatten)(rows[i : i + _GROUP]) for i in range(0, rows.shape[0], _GROUP)]
-        totals: list[Any] = [None] * len(groups)
-        for batch in self._batches():
-            for i, group in enumerate(groups):
-                part = _block_product(self.model_fn, self.params, self.likelihood, group, batch)
-                totals[i] = part if totals[i] is None else trees.add(totals[i], part)
-        return jnp.concatenate([jax.vmap(self._flatten)(total) for total in totals])
+        return jnp.concatenate(self._pass(in_groups(rows)))
 
-    def _batches(self) -> Any:
+    def _pass(self, groups: list[Array]) -> list[Array]:
+        """The products with groups of vectors; the first pass also adds up the data."""
+        totals = [jnp.zeros_like(group) for group in groups]
         sums = DataSums() if self.sums is None else None
         for number, batch in enumerate(self.passes):
-            if sums is not None:
-                sums.add(self.model_fn, self.params, self.likelihood, batch, number)
-            yield batch
+            for i, group in enumerate(groups):
+                totals[i], data = _add(self.model_fn, self.params, self.likelihood, group, batch, totals[i])
+                if sums is not None and i == 0:
+                    sums.add(data, number)
         self.sums = self.sums or sums
+        return totals
+
+
+def in_groups(rows: Float[Array, "K P"]) -> list[Float[Array, "G P"]]:
+    """A block of vectors as groups that share a linearisation in one call."""
+    return [rows[i : i + _GROUP] for i in range(0, rows.shape[0], _GROUP)]
 
 
 @jax.jit
-def _product(model_fn: ModelFn, params: Params, likelihood: Likelihood, vec: Params, batch: Batch) -> Params:
-    return create_ggn_mv_without_data(model_fn, params, likelihood)(vec, batch)
+def _add(
+    model_fn: ModelFn,
+    params: Params,
+    likelihood: Likelihood,
+    vectors: Float[Array, "*K P"],
+    batch: Batch,
+    total: Float[Array, "*K P"],
+) -> tuple[Float[Array, "*K P"], BatchSums]:
+    """The running total with a batch's products added, and what else its forward pass tells."""
 
-
-@jax.jit
-def _block_product(model_fn: ModelFn, params: Params, likelihood: Likelihood, block: Params, batch: Batch) -> Params:
-    width = jax.tree.leaves(block)[0].shape[0]
-
-    def piece(part: Batch) -> Params:
+    def piece(part: Batch) -> tuple[Float[Array, "*K P"], BatchSums]:
         outputs, jacobian = jax.linearize(lambda p: jax.vmap(lambda x: model_fn(x, p))(part.input), params)
-        transpose = jax.linear_transpose(jacobian, params)
+        linear = Linearized(jacobian, outputs, part.target)
+        return linear.products(params, likelihood, vectors), BatchSums.of(likelihood, outputs, part.target)
 
-        def one(vec: Params) -> Params:
-            return transpose(likelihood.hessian_mv(outputs, part.target, jacobian(vec)))[0]
-
-        return jax.vmap(one)(block)
-
-    return sum_over_chunks(piece, batch, model_fn=model_fn, params=params, width=width)
+    width = vectors.size // vectors.shape[-1]
+    products, data = sum_over_chunks(piece, batch, model_fn=model_fn, params=params, width=width)
+    return total + products, data

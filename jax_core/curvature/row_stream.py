@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
-from jax_core.curvature.data_sums import DataSums
+from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
 from jax_core.likelihoods import Likelihood
 from jax_core.trees import get_size
@@ -86,7 +86,8 @@ class RowStream:
 
     def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
         for number, batch in enumerate(self.passes):
-            outputs = self.sums.add(self.model_fn, self.params, self.likelihood, batch, number)
+            outputs, data = evaluate(self.model_fn, self.params, self.likelihood, batch)
+            self.sums.add(data, number)
             sample, cotangent = loss_rows(self.likelihood, outputs, batch.target, self.tolerance)
             self.num_rows += len(sample)
             yield batch, sample, cotangent

@@ -18,6 +18,8 @@ from jax_core.operators import LowRank
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import MatVec
 
+_ROWS = 16  # of the basis in one product: those not yet found are not gone through
+
 
 def lanczos(
     mv: MatVec,
@@ -37,7 +39,7 @@ def lanczos(
     invariant subspace the iteration goes on from a new random direction, so a full rank gives the full spectrum.
 
     Args:
-        mv: Product with pytrees like ``layout``, or with flat vectors if ``layout`` is an int.
+        mv: Product with pytrees like ``layout``, or with flat vectors if ``layout`` is an int or a vector.
         layout: Such a pytree, or the dimension.
         rank: Steps, and Ritz pairs returned.
         key: Random key of the first direction.
@@ -53,13 +55,13 @@ def lanczos(
     check_rank(rank, size)
     product, dtype = _flat_product(jit_closure(mv) if mv_jit else mv, layout, dtype)
     diagonal, off_diagonal = np.zeros(rank), np.zeros(max(rank - 1, 0))
-    basis = jnp.zeros((rank, size), dtype)
+    basis = _zeros_beside(layout, (rank + -rank % _ROWS, size), dtype)
     roundoff = 10 * float(jnp.finfo(dtype).eps)
-    vector, scale = _random_unit(jax.random.fold_in(key, 0), basis), 0.0
+    vector, scale = _random_unit(key, 0, basis), 0.0
     for step in tqdm(range(rank), desc="Lanczos", unit="product", disable=not progress, leave=False, delay=1):
-        basis = basis.at[step].set(vector) if step == 0 else _store(basis, vector, step)
+        basis = _store(basis, vector, step)
         image = product(vector)
-        residual, projection, norm = _orthogonalise(basis, image, vector)
+        residual, projection, norm = _orthogonalise(basis, image, vector, -(-(step + 1) // _ROWS))
         diagonal[step], beta = float(projection), float(norm)
         check_finite(np.array([diagonal[step], beta]), f"Product {step}")
         scale = max(scale, abs(diagonal[step]), beta)
@@ -68,28 +70,44 @@ def lanczos(
         if beta > roundoff * scale:
             off_diagonal[step], vector = beta, residual / norm
         else:
-            vector = _random_unit(jax.random.fold_in(key, step + 1), basis)
+            vector = _random_unit(key, step + 1, basis)
     values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
     values = clip_spectrum(values, size, dtype)
-    return low_rank(combine(jnp.asarray(vectors.T, dtype), basis), values)
+    coefficients = np.zeros((rank, basis.shape[0]), dtype)
+    coefficients[:, :rank] = vectors.T
+    return low_rank(combine(jnp.asarray(coefficients), basis), values)
 
 
 def _flat_product(mv: MatVec, layout: Any, dtype: Any) -> tuple[MatVec, Any]:
     """The product on flat vectors, and their dtype."""
     if isinstance(layout, int):
         return mv, jnp.result_type(float) if dtype is None else dtype
+    dtype = jnp.result_type(*jax.tree.leaves(layout)) if dtype is None else dtype
+    if isinstance(layout, jax.Array) and layout.ndim == 1:
+        return mv, dtype
     flatten, unflatten = (jax.jit(f) for f in create_pytree_flattener(layout))
-    return lambda v: flatten(mv(unflatten(v))), jnp.result_type(*jax.tree.leaves(layout)) if dtype is None else dtype
+    return lambda v: flatten(mv(unflatten(v))), dtype
+
+
+def _zeros_beside(layout: Any, shape: tuple[int, int], dtype: Any) -> Array:
+    """Zeros on the layout's device: vectors of one kind from the first step on, so that nothing is compiled twice."""
+    leaves = [] if isinstance(layout, int) else jax.tree.leaves(layout)
+    return jnp.zeros_like(leaves[0], dtype, shape) if leaves else jnp.zeros(shape, dtype)
 
 
 @jax.jit
 def _orthogonalise(
-    basis: Float[Array, "R P"], image: Float[Array, " P"], vector: Float[Array, " P"]
+    basis: Float[Array, "R P"], image: Float[Array, " P"], vector: Float[Array, " P"], blocks: int
 ) -> tuple[Array, Array, Array]:
-    """Residual of the image against the basis (rows not yet set are zero), its projection on the last, its norm."""
+    """Residual of the image against the first blocks of the basis, its projection on ``vector``, its norm."""
     projection = vector @ image
+
+    def project(i: Any, image: Float[Array, " P"]) -> Float[Array, " P"]:
+        rows = jax.lax.dynamic_slice_in_dim(basis, i * _ROWS, _ROWS)
+        return image - rows.T @ (rows @ image)
+
     for _ in range(2):  # twice is enough (Giraud et al., 2005, doi:10.1007/s00211-005-0615-4)
-        image = image - basis.T @ (basis @ image)
+        image = jax.lax.fori_loop(0, blocks, project, image)
     return image, projection, jnp.linalg.norm(image)
 
 
@@ -98,9 +116,10 @@ def _store(basis: Array, vector: Array, step: int) -> Array:
     return basis.at[step].set(vector)
 
 
-@jax.jit
-def _random_unit(key: Array, basis: Float[Array, "R P"]) -> Float[Array, " P"]:
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
-    for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
-    return vector / jnp.linalg.norm(vector)
+def _random_unit(key: Array, step: int, basis: Float[Array, "R P"]) -> Float[Array, " P"]:
+    """A random direction orthogonal to the basis; drawn on the host, where no program has to be compiled for it."""
+    seed = [*np.asarray(jax.random.key_data(key)).ravel().tolist(), step]
+    noise = np.random.default_rng(seed).standard_normal(basis.shape[1]).astype(basis.dtype)
+    direction = jax.device_put(noise / np.linalg.norm(noise), basis.sharding)
+    residual, _, norm = _orthogonalise(basis, direction, direction, basis.shape[0] // _ROWS)
+    return residual / norm

@@ -84,5 +84,9 @@ def orthonormal_rows(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
 def low_rank(rows: Float[Array, "R P"], values: np.ndarray) -> LowRank:
     """Eigenpairs, largest first, as an operator with ``alpha = 0``."""
     order = np.argsort(values)[::-1]
-    dtype = rows.dtype
-    return LowRank(rows[order].T, jnp.asarray(values[order], dtype), jnp.zeros((), dtype))
+    return LowRank(_columns(rows, order), jnp.asarray(values[order], rows.dtype), jnp.zeros((), rows.dtype))
+
+
+@jax.jit
+def _columns(rows: Float[Array, "R P"], order: Any) -> Float[Array, "P R"]:
+    return rows[order].T

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jax_core.lowrank import lanczos, lobpcg, nystrom
 from jax_core.lowrank.spectrum import check_finite, clip_spectrum
-from jax_core.matrix_free import diagonal, flat_product, to_dense
+from jax_core.matrix_free import block_product, diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, Operator
 from jax_core.posterior.posterior import Posterior
 from jax_core.posterior.prior import prior_vector
@@ -114,16 +114,6 @@ def create_posterior_fn(
     if curv_type == "lobpcg":
         return PosteriorFn(lobpcg(block, size, rank=wanted, key=key, dtype=_dtype(layout)), layout)
     return PosteriorFn(nystrom(block, size, rank=wanted, key=key, passes=passes, dtype=_dtype(layout)), layout)
-
-
-def block_product(mv: MatVec, layout: Any) -> tuple[int, Callable[[Array], Array]]:
-    """The dimension, and the product with a block of rows, sharing one linearisation per batch."""
-    sum_over = getattr(mv, "sum_over", None)
-    if sum_over is None:
-        size, flat = flat_product(mv, layout)
-        return size, jax.jit(jax.vmap(flat))
-    size = flat_product(mv, layout)[0]
-    return size, lambda block: sum_over(lambda product: jax.vmap(flat_product(product, layout)[1]), block)
 
 
 def _dtype(layout: Any) -> Any:

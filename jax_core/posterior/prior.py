@@ -60,6 +60,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _positive(values: Array) -> Array:
-    if not isinstance(values, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(values) & (values > 0))):
-        raise ValueError("A prior precision must be positive and finite.")
+    if not isinstance(values, jax.core.Tracer):
+        host = np.asarray(values)
+        if not (np.isfinite(host) & (host > 0)).all():
+            raise ValueError("A prior precision must be positive and finite.")
     return values

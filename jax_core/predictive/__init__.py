@@ -1,6 +1,12 @@
 """The posterior pushed through the network."""
 
-from jax_core.predictive.linearized import GaussianOutputs, jacobian, linearized_predictive, map_jacobians
+from jax_core.predictive.linearized import (
+    GaussianOutputs,
+    jacobian,
+    joint_predictive,
+    linearized_predictive,
+    map_jacobians,
+)
 from jax_core.predictive.links import (
     MonteCarlo,
     laplace_bridge,
@@ -32,11 +38,13 @@ from jax_core.predictive.pushforward import (
     set_nonlin_pushforward,
     set_posterior_gp_kernel,
 )
+from jax_core.predictive.sampled import moments, sampled_predictive
 
 __all__ = [
     "GaussianOutputs",
     "MonteCarlo",
     "jacobian",
+    "joint_predictive",
     "laplace_bridge",
     "laplace_bridge_normalized",
     "lin_mc_pred_act",
@@ -53,6 +61,7 @@ __all__ = [
     "mean_field_0",
     "mean_field_1",
     "mean_field_2",
+    "moments",
     "nonlin_mc_pred_act",
     "nonlin_pred_cov",
     "nonlin_pred_mean",
@@ -62,6 +71,7 @@ __all__ = [
     "nonlin_setup",
     "nonlin_special_pred_act",
     "probit",
+    "sampled_predictive",
     "set_lin_pushforward",
     "set_nonlin_pushforward",
     "set_posterior_gp_kernel",

@@ -75,13 +75,37 @@ def linearized_predictive(
     return map_jacobians(model_fn, posterior.mean, Partial(_gaussian, as_data(finish or _unchanged), posterior))
 
 
+def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any], GaussianOutputs]:
+    r"""Make the function from a batch of inputs to mean ``(B, C)`` and joint covariance ``(B, C, B, C)``.
+
+    $\operatorname{cov}(f_a(x_i), f_b(x_j)) = J_{ia} \Sigma J_{jb}^\top$: what averages, differences and rankings of
+    predictions need. All rows of the batch are held at once, ``B C P`` numbers.
+
+    Args:
+        model_fn: ``model_fn(input, params)`` for one example.
+        posterior: Of any structure.
+    """
+    rows_of = map_jacobians(model_fn, posterior.mean, _pair)
+
+    def predict(inputs: Any) -> GaussianOutputs:
+        mean, rows = rows_of(inputs)
+        flat = posterior.output_covariance(rows.reshape(-1, rows.shape[-1]))
+        return GaussianOutputs(mean, flat.reshape(*mean.shape, *mean.shape))
+
+    return predict
+
+
+def _pair(outputs: Array, rows: Array) -> tuple[Array, Array]:
+    return outputs, rows
+
+
 def map_jacobians(
     model_fn: ModelFn, params: Params, function: Callable[[Array, Array], Any], *, sizes: Sizes | None = None
 ) -> Callable[[Any], Any]:
     """Make the function from a batch of inputs to ``function(outputs, jacobians)``, a few examples at a time.
 
-    Batches of any size share two compiled programs: they are cut into groups of chunks and single chunks, the last
-    padded by repeating an example.
+    Batches of any size share one compiled program, which walks over the chunks of a piece of fixed size and leaves out
+    those that are padding.
 
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
@@ -98,12 +122,19 @@ def map_jacobians(
         chunk, group = sizes or plan_sizes(model, params, example)
         if total == 0:
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape), leaf.dtype), example)
-            shapes = jax.eval_shape(_evaluate, model, last, params, one)
+            shapes = jax.eval_shape(_evaluate, model, last, params, one, 1)
             return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), shapes)
-        padded = jax.tree.map(lambda leaf: _pad(leaf, -total % chunk), inputs)
+        piece = chunk * group
+        padded = jax.tree.map(lambda leaf: _pad(leaf, -total % piece), inputs)
         parts = [
-            _evaluate(model, last, params, jax.tree.map(lambda leaf, a=a, b=b: _cut(leaf, a, b, chunk), padded))
-            for a, b in _pieces(total + -total % chunk, chunk, group)
+            _evaluate(
+                model,
+                last,
+                params,
+                jax.tree.map(lambda leaf, at=start: _cut(leaf, at, piece, chunk), padded),
+                -(-min(piece, total - start) // chunk),
+            )
+            for start in range(0, total, piece)
         ]
         joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return jax.tree.map(lambda leaf: leaf if leaf.shape[0] == total else leaf[:total], joined)
@@ -112,16 +143,24 @@ def map_jacobians(
 
 
 @jax.jit
-def _evaluate(model_fn: ModelFn, function: Callable[..., Any], params: Params, inputs: Any) -> Any:
-    """One piece: the leaves of ``inputs`` have shape ``(group, chunk, ...)``."""
+def _evaluate(model_fn: ModelFn, function: Callable[..., Any], params: Params, inputs: Any, count: Any) -> Any:
+    """The first ``count`` chunks of a piece, whose leaves have shape ``(group, chunk, ...)``; the rest stays zero."""
 
-    def evaluate(xs: Any) -> Any:
+    def evaluate(i: Any) -> Any:
+        xs = jax.tree.map(lambda leaf: leaf[i], inputs)
         return function(*jax.vmap(lambda x: jacobian(model_fn, params, x))(xs))
 
-    if jax.tree.leaves(inputs)[0].shape[0] == 1:
-        return evaluate(jax.tree.map(lambda leaf: leaf[0], inputs))
-    stacked = jax.lax.map(evaluate, inputs)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked)
+    group = jax.tree.leaves(inputs)[0].shape[0]
+    if group == 1:
+        return evaluate(0)
+    empty = jax.tree.map(lambda s: jnp.zeros((group, *s.shape), s.dtype), jax.eval_shape(evaluate, 0))
+
+    def store(i: Any, results: Any) -> Any:
+        return jax.tree.map(lambda buffer, new: buffer.at[i].set(new), results, evaluate(i))
+
+    # The number of rounds is an argument: one program serves batches of every size.
+    filled = jax.lax.fori_loop(0, count, store, empty)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), filled)
 
 
 def _gaussian(finish: Callable[..., Any], posterior: Posterior, mean: Array, rows: Array) -> Any:
@@ -130,13 +169,6 @@ def _gaussian(finish: Callable[..., Any], posterior: Posterior, mean: Array, row
 
 def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
     return outputs
-
-
-def _pieces(total: int, chunk: int, group: int) -> list[tuple[int, int]]:
-    """Whole groups, then single chunks: two programs at most, and under one chunk of padding."""
-    whole = total // (chunk * group) * (chunk * group)
-    big = [(start, chunk * group) for start in range(0, whole, chunk * group)]
-    return big + [(start, chunk) for start in range(whole, total, chunk)]
 
 
 def _pad(leaf: Array, missing: int) -> Array:

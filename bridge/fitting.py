@@ -1,0 +1,126 @@
+"""From a torch module and its loader to a reduced curvature: trace, check the data, fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from torch import nn
+
+from bridge.dataloader import batch_check, passes_over, read_first
+from bridge.prediction import OneExample, tensors
+from bridge.tensors import to_jax
+from bridge.tracing import TracedModel, trace
+from jax_core.curvature.data_loader_mv import Cache, LoaderPasses
+from jax_core.fit import FitOptions, Fitted, fit_curvature
+from jax_core.likelihoods import Likelihood
+from jax_core.operators import Operator
+from jax_core.posterior import Posterior, prior_vector
+from jax_core.trees import get_size
+from jax_core.types import Params
+
+Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How model and loader are read: the tracer, the cache of ``LoaderPasses``, and whether progress is shown."""
+
+    tracer: Tracer = "export"
+    cache: Cache = "auto"
+    cache_bytes: int = 2**31
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A traced model and the curvature at its weights."""
+
+    traced: TracedModel
+    fitted: Fitted
+
+    @property
+    def model_fn(self) -> OneExample:
+        """The model of one example."""
+        return OneExample.of(self.traced)
+
+    @property
+    def params(self) -> Params:
+        """The trained weights."""
+        return self.traced.params
+
+    def posterior(self, prior_precision: Any, scale: float) -> Posterior:
+        """The posterior under a prior, with the curvature times ``scale``."""
+        return _posterior(self.params, self.fitted.curvature, scale, prior_vector(prior_precision, self.params))
+
+
+def fit_module(
+    model: nn.Module,
+    loader: Iterable[Any],
+    likelihood: Likelihood,
+    options: FitOptions,
+    reading: Reading,
+    *,
+    prior_precision: Any,
+    seed: int,
+    num_total_samples: int | None,
+) -> FittedModel:
+    """Trace the model on the loader's first batch, check all data, then reduce the curvature.
+
+    Raises:
+        ValueError: If data, rank or prior do not fit the model.
+        TypeError: If batches or targets are of the wrong type.
+    """
+    example = jax.tree.map(lambda leaf: leaf[:2], tensors(read_first(loader).input))
+    traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=reading.tracer)
+    # The traced weights may share memory with the module's, which a user may go on training.
+    params, buffers = _copy((traced.params, traced.buffers))
+    traced = dataclasses.replace(traced, params=params, buffers=buffers)
+    prior_vector(prior_precision, params)
+    options.check(get_size(params))
+    passes = checked_passes(loader, traced, likelihood, reading)
+    passes.preload()
+    fitted = fit_curvature(
+        OneExample.of(traced),
+        params,
+        likelihood,
+        passes,
+        options,
+        key=jax.random.key(seed),
+        num_total_samples=num_total_samples,
+    )
+    return FittedModel(traced, fitted)
+
+
+@jax.jit
+def _posterior(mean: Params, curvature: Operator, scale: float, prior: jax.Array) -> Posterior:
+    return Posterior.create(mean, curvature.rescale(scale), prior)
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def checked_passes(
+    loader: Iterable[Any], traced: TracedModel, likelihood: Likelihood, reading: Reading
+) -> LoaderPasses:
+    """Passes over a loader, whose every batch must suit the traced model and the loss.
+
+    Raises:
+        ValueError: If the loader is empty; the passes raise what else they find.
+        TypeError: If the model returns anything but one tensor.
+    """
+    one = jax.tree.map(lambda leaf: to_jax(leaf[0]), tensors(read_first(loader).input))
+    output = jax.eval_shape(OneExample.of(traced), one, traced.params)
+    return passes_over(
+        loader,
+        batch_check([spec.shape[1:] for spec in traced.inputs], output.shape, likelihood),
+        cache=reading.cache,
+        cache_bytes=reading.cache_bytes,
+        progress=reading.progress,
+    )

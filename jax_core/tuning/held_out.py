@@ -1,0 +1,134 @@
+"""Losses of held-out data for a whole grid of prior precisions, from one pass of Jacobians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jax_core.batches import Batch
+from jax_core.compiled import as_data
+from jax_core.evaluation import (
+    chi_squared,
+    expected_calibration_error,
+    nll_categorical,
+    nll_gaussian,
+)
+from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from jax_core.operators import Operator
+from jax_core.posterior import Posterior
+from jax_core.predictive import GaussianOutputs, map_jacobians
+from jax_core.types import ModelFn, Params
+
+Objective = Literal["nll", "ece", "chi2"]
+Score = Callable[[Any, Array], Any]
+"""``(predictions, targets) -> loss``, smaller is better."""
+
+
+def predictions_on_grid(
+    model_fn: ModelFn,
+    mean: Params,
+    curvature: Operator,
+    precisions: Float[np.ndarray, " T"],
+    finish: Callable[[GaussianOutputs], Any],
+) -> Callable[[Any], Any]:
+    """Make the function from a batch of inputs to ``finish`` of the predictive at each scalar prior precision.
+
+    Jacobians, and their products with a low rank's eigenvectors, are computed once for the whole grid.
+
+    Returns:
+        ``inputs -> predictions`` with leading axes ``(B, T)``.
+    """
+    leaves = jax.tree.leaves(mean)
+    grid = jnp.asarray(precisions, jnp.result_type(*leaves))
+    return map_jacobians(model_fn, mean, Partial(_on_grid, as_data(finish), curvature, grid))
+
+
+def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Array) -> Any:
+    def at(precision: Array) -> Any:
+        posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
+        return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
+
+    return jax.vmap(at, out_axes=1)(grid)
+
+
+def held_out_losses(
+    model_fn: ModelFn,
+    mean: Params,
+    curvature: Operator,
+    batches: Iterable[Batch],
+    score: Score,
+    finish: Callable[[GaussianOutputs], Any],
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Make the function from prior precisions to the score of held-out data under each, for ``grid_search``.
+
+    Args:
+        model_fn: For one example.
+        mean: The parameters.
+        curvature: Scaled by noise and temperature.
+        batches: The held-out data, read once a call.
+        score: Of the predictions ``(N, ...)`` and targets ``(N, ...)`` of all data.
+        finish: From Gaussian outputs to predictions, a link for instance.
+    """
+
+    def losses(precisions: np.ndarray) -> np.ndarray:
+        predict = predictions_on_grid(model_fn, mean, curvature, precisions, finish)
+        predictions, targets = [], []
+        for batch in batches:
+            predictions.append(predict(batch.input))
+            targets.append(np.asarray(batch.target))
+        joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *predictions)  # (N, T, ...)
+        target = jnp.asarray(np.concatenate(targets))
+        one = [jax.tree.map(lambda leaf, t=t: leaf[:, t], joined) for t in range(len(precisions))]
+        return np.array([float(score(prediction, target)) for prediction in one])
+
+    return losses
+
+
+def objective_by_name(name: Objective, likelihood: Likelihood, *, sigma_noise: float = 1.0) -> Score:
+    r"""A score of held-out predictions; for regression the noise $\sigma^2$ is added to the function's variance.
+
+    ``"nll"`` is the mean negative log-likelihood, ``"ece"`` the expected calibration error with 15 bins
+    (classification), ``"chi2"`` the distance of the mean squared standardised residual from one (regression).
+
+    Raises:
+        ValueError: For an unknown name, or one that does not go with the likelihood.
+    """
+    gaussian = isinstance(likelihood, Gaussian)
+    if name == "nll" and isinstance(likelihood, Categorical):
+        return nll_categorical
+    if name == "nll" and isinstance(likelihood, Bernoulli):
+        return _nll_bernoulli
+    if name == "nll" and gaussian:
+        return lambda outputs, target: nll_gaussian(*_moments(outputs, sigma_noise), target.reshape(outputs[0].shape))
+    if name == "chi2" and gaussian:
+        return lambda outputs, target: abs(
+            chi_squared(*_moments(outputs, sigma_noise), target.reshape(outputs[0].shape)) - 1
+        )
+    if name == "ece" and isinstance(likelihood, Categorical):
+        return _calibration_error
+    raise ValueError(
+        f"The objective {name!r} does not go with {type(likelihood).__name__}. Choose 'nll', for classification also "
+        "'ece', for regression also 'chi2', or pass a score."
+    )
+
+
+def _moments(outputs: GaussianOutputs, sigma_noise: float) -> tuple[Array, Array]:
+    mean, covariance = outputs
+    return mean, jnp.sqrt(jnp.diagonal(covariance, axis1=-2, axis2=-1) + sigma_noise**2)
+
+
+def _nll_bernoulli(prob: Array, target: Array) -> Array:
+    positive = target.reshape(prob.shape).astype(prob.dtype)
+    chosen = positive * jnp.log(prob) + (1 - positive) * jnp.log1p(-prob)
+    return -jnp.where(jnp.isnan(chosen), 0.0, chosen).sum(-1).mean()
+
+
+def _calibration_error(prob: Array, target: Array) -> Array:
+    correct = prob.argmax(-1) == target
+    return expected_calibration_error(prob.max(-1), correct, num_bins=15)

@@ -1,0 +1,104 @@
+"""Searches over prior precisions: a grid, and gradients of a differentiable loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from jax_core.tuning.tuned import Tuned
+
+
+def log_grid(low: float = 1e-4, high: float = 1e6, num: int = 21) -> np.ndarray:
+    """Precisions evenly spaced in their logarithm.
+
+    Raises:
+        ValueError: Unless ``0 < low < high`` and ``num`` is at least two.
+    """
+    if not (0 < low < high < float("inf") and num >= 2):
+        raise ValueError(f"A grid from {low} to {high} with {num} points: give 0 < low < high and two points or more.")
+    return np.geomspace(low, high, num)
+
+
+def grid_search(losses: Callable[[np.ndarray], np.ndarray], precisions: Any = None) -> Tuned:
+    """The precision of a grid with the smallest loss.
+
+    Args:
+        losses: From all precisions ``(T,)`` to the loss of each, in one call, so that what they share is computed
+            once (see :func:`~jax_core.tuning.held_out.held_out_losses`).
+        precisions: The grid; :func:`log_grid` by default.
+
+    Raises:
+        ValueError: If a precision is not positive and finite, or no loss is finite.
+
+    Warns:
+        UserWarning: If the smallest loss lies at an edge of the grid.
+    """
+    grid = np.sort(np.asarray(log_grid() if precisions is None else precisions, np.float64).reshape(-1))
+    if not (grid.size and np.isfinite(grid).all() and (grid > 0).all()):
+        raise ValueError(f"The grid {grid} must hold positive, finite prior precisions.")
+    found = np.asarray(losses(grid), np.float64)
+    if not np.isfinite(found).any():
+        raise ValueError("No prior precision of the grid has a finite loss. Look at the predictions and the targets.")
+    best = int(np.nanargmin(np.where(np.isfinite(found), found, np.nan)))
+    if best in (0, len(grid) - 1) and len(grid) > 1:
+        warnings.warn(
+            f"The best prior precision, {grid[best]:.3g}, lies at the edge of the grid from {grid[0]:.3g} to "
+            f"{grid[-1]:.3g}. Widen the grid"
+            + (", or read it as advice to keep the network's own predictions." if best else "."),
+            stacklevel=2,
+        )
+    return Tuned(float(grid[best]), float(found[best]), grid, found)
+
+
+def gradient_descent(
+    loss: Callable[[Float[Array, " *L"]], Float[Array, ""]],
+    start: Any,
+    *,
+    optimizer: Any = None,
+    steps: int = 200,
+    progress: bool = False,
+) -> Tuned:
+    """Minimise a loss in the logarithm of the precision; for the evidence this is gradient ascent.
+
+    Args:
+        loss: Differentiable, of a precision shaped like ``start``; for instance
+            :func:`~jax_core.tuning.evidence.evidence_loss`.
+        start: A number, or one per layer.
+        optimizer: An optax gradient transformation; Adam with a step of 0.1 by default.
+        steps: Steps.
+        progress: Show a progress bar.
+
+    Returns:
+        The best point of the path, and the path.
+
+    Raises:
+        ImportError: Without optax.
+        ValueError: If ``start`` is not positive or the loss is not finite there.
+    """
+    import optax  # an optional dependency: only this search needs it
+
+    precision = jnp.asarray(start, jnp.result_type(float))
+    if not bool((precision > 0).all()):
+        raise ValueError(f"A search cannot start at prior_precision={start}. Give positive numbers.")
+    rule = optax.adam(0.1) if optimizer is None else optimizer
+    value_and_grad = jax.jit(jax.value_and_grad(lambda log_precision: loss(jnp.exp(log_precision))))
+    point = jnp.log(precision)
+    state, path, losses = rule.init(point), [], []
+    for step in tqdm(range(steps), desc="Prior precision", disable=not progress, leave=False, delay=1):
+        value, gradient = value_and_grad(point)
+        if step == 0 and not bool(jnp.isfinite(value)):
+            raise ValueError(f"The loss is {float(value)} at the start, prior_precision={start}.")
+        path.append(np.exp(np.asarray(point)))
+        losses.append(float(value))
+        updates, state = rule.update(gradient, state, point)
+        point = optax.apply_updates(point, updates)
+    best = int(np.nanargmin(losses))
+    chosen = path[best]
+    return Tuned(float(chosen) if chosen.ndim == 0 else chosen, losses[best], np.stack(path), np.array(losses))
