@@ -15,6 +15,7 @@ from bridge.dataloader import batch_check, passes_over, read_first
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
+from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import Cache, LoaderPasses
 from jax_core.fit import FitOptions, Fitted, fit_curvature
 from jax_core.likelihoods import Likelihood
@@ -75,14 +76,15 @@ def fit_module(
         ValueError: If data, rank or prior do not fit the model.
         TypeError: If batches or targets are of the wrong type.
     """
-    example = jax.tree.map(lambda leaf: leaf[:2], tensors(read_first(loader).input))
+    first = read_first(loader)
+    example = jax.tree.map(lambda leaf: leaf[:2], tensors(first.input))
     traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=reading.tracer)
     # The traced weights may share memory with the module's, which a user may go on training.
     params, buffers = _copy((traced.params, traced.buffers))
     traced = dataclasses.replace(traced, params=params, buffers=buffers)
     prior_vector(prior_precision, params)
     options.check(get_size(params))
-    passes = checked_passes(loader, traced, likelihood, reading)
+    passes = checked_passes(loader, first, traced, likelihood, reading)
     passes.preload()
     fitted = fit_curvature(
         OneExample.of(traced),
@@ -107,15 +109,15 @@ def _copy(tree: Any) -> Any:
 
 
 def checked_passes(
-    loader: Iterable[Any], traced: TracedModel, likelihood: Likelihood, reading: Reading
+    loader: Iterable[Any], first: Batch, traced: TracedModel, likelihood: Likelihood, reading: Reading
 ) -> LoaderPasses:
-    """Passes over a loader, whose every batch must suit the traced model and the loss.
+    """Passes over a loader that begins with ``first``; every batch must suit the traced model and the loss.
 
     Raises:
-        ValueError: If the loader is empty; the passes raise what else they find.
+        ValueError: By the passes, for a batch that does not.
         TypeError: If the model returns anything but one tensor.
     """
-    one = jax.tree.map(lambda leaf: to_jax(leaf[0]), tensors(read_first(loader).input))
+    one = jax.tree.map(lambda leaf: to_jax(leaf[0]), tensors(first.input))
     output = jax.eval_shape(OneExample.of(traced), one, traced.params)
     return passes_over(
         loader,

@@ -9,6 +9,7 @@ import jax
 import torch
 from torch import nn
 
+from bridge.dataloader import read_first
 from bridge.fitting import FittedModel, Reading, Tracer, checked_passes, fit_module
 from bridge.losses import to_likelihood
 from bridge.options import LinkName, PredictionType, one_of, positive, whole
@@ -223,7 +224,7 @@ class Laplace(nn.Module):
         else:
             finish = finisher(self.likelihood, self.link_approx, jax.random.key(self.seed), self.n_samples)
             score = score_of(objective, self.likelihood, self.sigma_noise)
-            batches = checked_passes(val_loader, fit.traced, self.likelihood, self._reading)
+            batches = checked_passes(val_loader, read_first(val_loader), fit.traced, self.likelihood, self._reading)
             tuned = search.by_grid(batches, score, finish, grid)
         self.prior_precision = tuned.prior_precision
         return tuned
