@@ -37,11 +37,13 @@ def fit_nnx_laplace(
     # 1. the curvature of the loss over the data, reduced to its leading eigenpairs
     starts = range(0, len(labels), batch_size)
     loader = [(images[i : i + batch_size], labels[i : i + batch_size]) for i in starts]
+    passes = LoaderPasses(loader)
+    passes.preload()
     fitted = fit_curvature(
         model_fn,
         params,
         Categorical(),
-        LoaderPasses(loader),
+        passes,
         options,
         key=jax.random.key(0),
         num_total_samples=num_total_samples,

@@ -21,7 +21,7 @@ from jax_core.types import ModelFn, Params
 
 Result = TypeVar("Result")
 
-_TEMPORARIES = 20 * 2**20  # bytes; the cliff is at 32 MiB and a derivative holds more than the forward pass
+_TEMPORARIES = 26 * 2**20  # bytes a forward pass writes; the cliff is at 32 MiB, and buffers are reused
 ROW_BYTES = 24 * 2**20  # a block of gradients, kept below the same cliff
 _UNROLLED_CHUNKS = 16  # compile time grows with each
 

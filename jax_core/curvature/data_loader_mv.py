@@ -114,6 +114,12 @@ class LoaderPasses:
             return resumed
         return iter(self._snapshot) if self._snapshot is not None else self._read()
 
+    def shown(self, label: str) -> Iterable[Batch]:
+        """One pass with a progress bar, where bars are wanted and the pass comes from memory (reading shows its own)."""
+        if self._snapshot is None or self._progress is None:
+            return self
+        return tqdm(self._snapshot, desc=label, unit="batch", leave=False, delay=1)
+
     def _read(self) -> Iterator[Batch]:
         first = self._seen is None
         kept: list[Batch] | None = [] if first and self._budget else None

@@ -18,8 +18,8 @@ from jax_core.footprint import chunk_size, example_of, footprint
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 
-# Residuals are about a fifth of what a forward pass writes, so that pieces may be larger than a whole product's.
-_PIECE = 4
+# Residuals are about a fifth of what a forward pass writes: pieces may be larger than a whole product's.
+_PIECE = 2
 
 
 class KeptProducts:

@@ -55,7 +55,9 @@ class ProductStream:
         """The products with groups of vectors; the first pass also adds up the data."""
         totals = [jnp.zeros_like(group) for group in groups]
         sums = DataSums() if self.sums is None else None
-        for number, batch in enumerate(self.passes):
+        # a single vector comes from a loop that has a bar of its own
+        passes = self.passes if groups[0].ndim == 1 else self.passes.shown("Curvature")
+        for number, batch in enumerate(passes):
             for i, group in enumerate(groups):
                 totals[i], data = _add(self.model_fn, self.params, self.likelihood, group, batch, totals[i])
                 if sums is not None and i == 0:

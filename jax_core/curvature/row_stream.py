@@ -85,7 +85,7 @@ class RowStream:
             yield rows, sizes
 
     def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
-        for number, batch in enumerate(self.passes):
+        for number, batch in enumerate(self.passes.shown("Curvature")):
             outputs, data = evaluate(self.model_fn, self.params, self.likelihood, batch)
             self.sums.add(data, number)
             sample, cotangent = loss_rows(self.likelihood, outputs, batch.target, self.tolerance)
