@@ -54,6 +54,12 @@ class FittedModel:
         """The trained weights."""
         return self.traced.params
 
+    @property
+    def jacobian_bytes(self) -> int:
+        """What the Jacobian of one example's outputs takes."""
+        leaves = jax.tree.leaves(self.params)
+        return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
+
     def posterior(self, prior_precision: Any, scale: float) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""
         return _posterior(self.params, self.fitted.curvature, scale, prior_vector(prior_precision, self.params))

@@ -13,7 +13,7 @@ from bridge.dataloader import read_first
 from bridge.fitting import FittedModel, Reading, Tracer, checked_passes, fit_module
 from bridge.losses import to_likelihood
 from bridge.options import LinkName, PredictionType, one_of, positive, whole
-from bridge.prediction import averager, checked_inputs, finisher, like, tensors
+from bridge.prediction import averager, checked_inputs, finisher, like, predictive_for, tensors
 from bridge.tensors import to_jax
 from bridge.tuning import PriorSearch, TuningMethod, check_arguments, score_of
 from jax_core.curvature.data_loader_mv import Cache
@@ -70,8 +70,8 @@ class Laplace(nn.Module):
             likelihood: ``"classification"``, ``"regression"``, ``"multilabel"``, a torch loss module such as
                 ``nn.CrossEntropyLoss(weight=...)``, or a likelihood of ``jax_core``.
             hessian_structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-            method: How a low rank is found: ``"lanczos"``, ``"nystrom"``, ``"gram"``, ``"lobpcg"``, or ``"auto"``, the
-                cheapest by a cost model; :attr:`plan` says what it chose and why.
+            method: How a low rank is found: ``"lanczos"``, ``"block_lanczos"``, ``"nystrom"``, ``"gram"``,
+                ``"lobpcg"``, or ``"auto"``, the cheapest by a cost model; :attr:`plan` says what it chose and why.
             rank: Eigenpairs of a low rank.
             passes: Passes over the data of ``"nystrom"``.
             prior_precision: One number, one per parameter tensor, or one per parameter.
@@ -262,7 +262,8 @@ class Laplace(nn.Module):
         whole("n_samples", samples)
         key = jax.random.key(self.seed)
         if pred_type == "glm":
-            return self._predict(x, linearized_predictive, finish=finisher(self.likelihood, link, key, samples))
+            predictive = predictive_for(link, self.likelihood, self._fit_result()[0].jacobian_bytes)
+            return self._predict(x, predictive, finish=finisher(self.likelihood, link, key, samples))
         average = averager(self.likelihood)
         return self._predict(x, sampled_predictive, average, key=key, num_samples=samples)
 

@@ -16,8 +16,17 @@ from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.compiled import as_data
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
-from jax_core.predictive import GaussianOutputs, link_by_name, moments
+from jax_core.predictive import (
+    GaussianOutputs,
+    linearized_predictive,
+    link_by_name,
+    marginal_predictive,
+    moments,
+)
 from jax_core.predictive.links import Link
+
+_JACOBIAN_BYTES = 2**30  # of one example
+_BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
 
 
 @jax.tree_util.register_dataclass
@@ -101,6 +110,23 @@ def finisher(likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples
     if isinstance(likelihood, Categorical):
         return Probabilities(as_data(link_by_name(link, key=key, num_samples=num_samples)))
     return bernoulli_probabilities if isinstance(likelihood, Bernoulli) else tuple
+
+
+def predictive_for(link: LinkName, likelihood: Likelihood, jacobian_bytes: int) -> Callable[..., Any]:
+    """The exact predictive, or where one example's Jacobian is too large, that of the variances if they suffice.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if jacobian_bytes <= _JACOBIAN_BYTES:
+        return linearized_predictive
+    if isinstance(likelihood, Bernoulli) or (isinstance(likelihood, Categorical) and link in _BY_VARIANCE):
+        return marginal_predictive
+    raise ValueError(
+        f"The exact covariance of one example's outputs needs a Jacobian of {jacobian_bytes / 2**30:.1f} GiB. Use "
+        f"link_approx='probit', which takes variances alone, pred_type='nn', or a last-layer posterior: set "
+        "requires_grad=False on the other parameters before fit."
+    )
 
 
 def averager(likelihood: Likelihood) -> Callable[[jax.Array], Any]:

@@ -41,7 +41,7 @@ from jax_core.evaluation import (
 )
 from jax_core.fit import FitOptions, Fitted, fit_curvature
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Unweighted, as_likelihood
-from jax_core.lowrank import gram, lanczos, lobpcg, nystrom
+from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.matrix_free import DiagonalEstimate, diagonal, estimate_diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, LowRank, Operator, logdet, whiten
 from jax_core.plots import (
@@ -77,6 +77,7 @@ from jax_core.predictive import (
     linearized_predictive,
     link_by_name,
     map_jacobians,
+    marginal_predictive,
     mean_field_0,
     mean_field_1,
     mean_field_2,
@@ -138,6 +139,7 @@ __all__ = [
     "apply_fns",
     "as_likelihood",
     "auroc",
+    "block_lanczos",
     "brier",
     "calculate_bin_metrics",
     "chi_squared",
@@ -190,6 +192,7 @@ __all__ = [
     "log_marginal_likelihood",
     "logdet",
     "map_jacobians",
+    "marginal_predictive",
     "maximize_evidence",
     "maximum_calibration_error",
     "mean_field_0",

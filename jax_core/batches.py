@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,6 +42,21 @@ def as_batch(data: Data) -> Batch:
 def batch_size(data: Data) -> int:
     """Samples in a batch: the leading axis of its first input leaf."""
     return int(jax.tree.leaves(as_batch(data).input)[0].shape[0])
+
+
+def prefetched(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The items of an iterator, the next one made in a thread while the current one is worked on."""
+    end, x64 = object(), jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def step() -> Any:
+        with jax.enable_x64(x64):  # the mode belongs to a thread
+            return next(iterator, end)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        pending = pool.submit(step)
+        while (item := pending.result()) is not end:
+            pending = pool.submit(step)
+            yield item
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:

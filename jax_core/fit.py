@@ -17,7 +17,7 @@ from jax_core.curvature.product_stream import ProductStream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
 from jax_core.likelihoods import Gaussian, Likelihood
-from jax_core.lowrank import gram, lanczos, lobpcg, nystrom
+from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, Problem, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
@@ -26,7 +26,7 @@ from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 
 Structure = Literal["lowrank", "full", "diag"]
-Method = Literal["auto", "lanczos", "lobpcg", "nystrom", "gram"]
+Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FitOptions:
 
     Attributes:
         structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-        method: For low rank: ``"auto"``, ``"lanczos"``, ``"lobpcg"``, ``"nystrom"`` or ``"gram"``.
+        method: For low rank: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or ``"gram"``.
         rank: Eigenpairs of a low-rank curvature.
         passes: Passes over the data of ``"nystrom"``.
         tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
@@ -166,7 +166,7 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     """The method asked for, or the cheapest by the cost model; ``"nystrom"`` chooses its strategy by it too."""
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
-    if options.method in ("lanczos", "lobpcg"):
+    if options.method in ("lanczos", "block_lanczos", "lobpcg"):
         return Plan(options.method, "products", "asked for")
     batch = next(iter(source.passes))
     outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
@@ -213,6 +213,9 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
     if plan.method == "lanczos":
         layout = products.flat_params
         found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
+    elif plan.method == "block_lanczos":
+        shown = {"dtype": source.dtype, "progress": options.progress}
+        found = block_lanczos(products.block, size, rank=rank, key=key, **shown)
     elif plan.method == "lobpcg":
         found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
     else:

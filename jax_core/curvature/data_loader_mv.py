@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jax_core import trees
-from jax_core.batches import Batch, as_batch, fingerprint
+from jax_core.batches import Batch, as_batch, fingerprint, prefetched
 from jax_core.compiled import jit_closure
 from jax_core.types import Data
 
@@ -39,8 +39,7 @@ class LoaderPasses:
 
     The first pass can keep a snapshot, which then serves the later ones; without it every pass reads the loader again
     and must show the samples of the first, in whatever order and batches (see
-    :func:`~jax_core.batches.fingerprint`). JAX dispatches work asynchronously, so reading the next batch overlaps
-    with computing on the current one.
+    :func:`~jax_core.batches.fingerprint`); the next batch is then read while the current one is worked on.
 
     Attributes:
         num_samples: Samples seen in the first whole pass, or ``None`` before.
@@ -115,7 +114,7 @@ class LoaderPasses:
         return iter(self._snapshot) if self._snapshot is not None else self._read()
 
     def shown(self, label: str) -> Iterable[Batch]:
-        """One pass with a progress bar, where bars are wanted and the pass comes from memory (reading shows its own)."""
+        """One pass with a progress bar where bars are wanted; a pass that reads the loader shows its own."""
         if self._snapshot is None or self._progress is None:
             return self
         return tqdm(self._snapshot, desc=label, unit="batch", leave=False, delay=1)
@@ -127,14 +126,10 @@ class LoaderPasses:
         bar = tqdm(
             self._loader, desc=self._progress, unit="batch", disable=self._progress is None, leave=False, delay=1
         )
-        for number, raw in enumerate(bar):
-            host = as_batch(self._transform(raw))
-            if first and self._check is not None:
-                self._check(number, host)
-            samples, value = fingerprint(host)
+        # What is kept is read in one go; what is not is read while the batch before it is worked on.
+        converted = self._converted(bar, first)
+        for samples, value, batch in converted if kept is not None else prefetched(converted):
             count, total = count + samples, (total + value) % 2**64
-            # A copy: what the loader yields may live in memory that it reuses for its next batch.
-            batch = jax.tree.map(jnp.array, host)
             if kept is not None:
                 used += _nbytes(batch)
                 kept.append(batch)
@@ -142,6 +137,14 @@ class LoaderPasses:
             if samples:
                 yield batch
         self._finish(count, total, kept)
+
+    def _converted(self, raws: Iterable[Any], first: bool) -> Iterator[tuple[int, int, Batch]]:
+        for number, raw in enumerate(raws):
+            host = as_batch(self._transform(raw))
+            if first and self._check is not None:
+                self._check(number, host)
+            # A copy: what the loader yields may live in memory that it reuses for its next batch.
+            yield *fingerprint(host), jax.tree.map(jnp.array, host)
 
     def _finish(self, count: int, total: int, kept: list[Batch] | None) -> None:
         if count == 0 and self._seen is None:

@@ -30,12 +30,12 @@ class Plan:
     """A method, how it touches the data, and why.
 
     Attributes:
-        method: ``"gram"``, ``"nystrom"``, ``"lanczos"`` or ``"lobpcg"``.
+        method: ``"gram"``, ``"nystrom"``, ``"lanczos"``, ``"block_lanczos"`` or ``"lobpcg"``.
         strategy: ``"rows"`` (gradients of single outputs) or ``"products"`` (the network's Jacobian products).
         reason: One sentence with the figures behind the choice.
     """
 
-    method: Literal["gram", "nystrom", "lanczos", "lobpcg"]
+    method: Literal["gram", "nystrom", "lanczos", "block_lanczos", "lobpcg"]
     strategy: Literal["rows", "products"]
     reason: str
 

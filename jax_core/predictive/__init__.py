@@ -17,6 +17,7 @@ from jax_core.predictive.links import (
     mean_field_2,
     probit,
 )
+from jax_core.predictive.marginal import marginal_predictive
 from jax_core.predictive.pushforward import (
     lin_mc_pred_act,
     lin_pred_cov,
@@ -58,6 +59,7 @@ __all__ = [
     "linearized_predictive",
     "link_by_name",
     "map_jacobians",
+    "marginal_predictive",
     "mean_field_0",
     "mean_field_1",
     "mean_field_2",
