@@ -66,6 +66,13 @@ def batch_check(
 
 def _check_target(number: int, target: np.ndarray, output_shape: tuple[int, ...], likelihood: Likelihood) -> None:
     if isinstance(likelihood, Categorical) and target.dtype.kind in "iu":
+        if target.shape[1:] != output_shape[:-1]:
+            wanted = ", ".join(("batch", *map(str, output_shape[:-1]))) + ("," if len(output_shape) == 1 else "")
+            raise ValueError(
+                f"Batch {number} holds class indices of shape {target.shape}; outputs of shape (batch, "
+                f"{', '.join(map(str, output_shape))}) take them in shape ({wanted}). Call target.squeeze(-1), or give "
+                "probabilities."
+            )
         return _check_classes(number, target, output_shape[-1], likelihood.ignore_index)
     if target.dtype.kind not in "fiub" and target.dtype.name != "bfloat16":
         raise TypeError(f"Batch {number} holds targets of type {target.dtype}. Give numbers.")

@@ -82,6 +82,11 @@ def fit_module(
         ValueError: If data, rank or prior do not fit the model.
         TypeError: If batches or targets are of the wrong type.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The model has no parameter with requires_grad=True, so there is nothing to be uncertain about. Set it on "
+            "the parameters that the posterior should cover."
+        )
     first = read_first(loader)
     example = jax.tree.map(lambda leaf: leaf[:2], tensors(first.input))
     traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=reading.tracer)

@@ -40,7 +40,7 @@ class InputSpec:
         if _kind(array.dtype) != _kind(wanted):
             raise TypeError(
                 f"Input {self.name!r} has dtype {array.dtype}, but the model was traced for {wanted}. "
-                f"Convert it first: x.astype({str(wanted)!r})."
+                f"Convert it to {wanted} first."
             )
         return array.astype(wanted)
 

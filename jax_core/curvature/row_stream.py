@@ -99,7 +99,7 @@ class RowStream:
             blocks.append(_push_back(self.model_fn, self.params, rows, sizes.chunk))
             if sum(block.nbytes for block in blocks) > limit_bytes:
                 return None
-        return jnp.concatenate(blocks)[: self.num_rows]
+        return jnp.concatenate(blocks)[: self.num_rows] if blocks else jnp.zeros((0, self.size), self.dtype)
 
 
 @partial(jax.jit, static_argnames=("step", "chunk"), donate_argnames="carry")

@@ -51,8 +51,9 @@ def loss_rows(
     values = np.maximum(values, 0.0)
     order = np.sort(values, axis=None)
     dropped = np.searchsorted(np.cumsum(order), tolerance * order.sum(), side="right")
-    threshold = order[dropped - 1] if dropped else 0.0
-    sample, column = np.nonzero(values > threshold)
+    # The smallest value that is kept; its equals are kept with it, so that nothing is dropped from equal ones.
+    threshold = order[dropped] if dropped < order.size else np.inf
+    sample, column = np.nonzero((values >= threshold) & (values > 0))
     cotangents = vectors[sample, :, column] * np.sqrt(values[sample, column])[:, None]
     return sample, cotangents.reshape(-1, *outputs.shape[1:]).astype(outputs.dtype)
 

@@ -1,0 +1,52 @@
+"""Rows of the curvature: R^T R is the GGN, and what a tolerance drops is bounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_core import Categorical, Gaussian, LoaderPasses, as_likelihood
+from jax_core.curvature.row_stream import RowStream
+from jax_core.curvature.rows import loss_rows
+from jax_core.likelihoods import dense_hessian
+from tests.cases import CASES, LOSSES, dense_ggn, mlp
+
+
+def stream(case, likelihood, target, tolerance, cut=4):
+    batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
+    passes = LoaderPasses(batches)
+    return RowStream(case.model_fn, case.params, likelihood, passes, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("make", CASES)
+def test_rows_are_a_root_of_the_ggn(x64, make, loss):
+    case = make()
+    rows = stream(case, as_likelihood(loss), case.targets(loss), 0.0).matrix(2**30)
+    np.testing.assert_allclose(rows.T @ rows, dense_ggn(case, loss), atol=1e-10)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2, 0.1, 0.5])
+def test_no_more_than_the_tolerance_is_dropped(x64, tolerance):
+    outputs = 3 * jax.random.normal(jax.random.key(0), (50, 6))
+    target = jnp.zeros(50, int)
+    sample, cotangents = loss_rows(Categorical(), outputs, target, tolerance)
+    whole = jnp.trace(dense_hessian(Categorical(), outputs, target), axis1=1, axis2=2).sum()
+    kept = np.square(cotangents).sum()
+    assert (1 - tolerance) * whole <= kept <= whole * (1 + 1e-12)
+    assert len(sample) < 50 * 6
+
+
+@pytest.mark.parametrize("count", [5, 2_000])
+def test_equal_curvatures_are_all_kept(count):
+    outputs = jnp.zeros((count, 2))
+    sample, cotangents = loss_rows(Gaussian(), outputs, outputs, 1e-3)
+    assert len(sample) == 2 * count
+    np.testing.assert_allclose(np.square(cotangents).sum(), 2 * count, rtol=1e-6)
+
+
+def test_without_curvature_there_are_no_rows():
+    case = mlp()
+    ignored = jnp.full(len(case.inputs), -1)
+    rows = stream(case, Categorical(ignore_index=-1), ignored, 1e-3).matrix(2**30)
+    assert rows.shape == (0, dense_ggn(case, "mse").shape[0])
