@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_core import Categorical, Gaussian, LoaderPasses, as_likelihood
+from jax_core.compiled import as_data
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
 from jax_core.likelihoods import dense_hessian
@@ -15,7 +16,7 @@ from tests.cases import CASES, LOSSES, dense_ggn, mlp
 def stream(case, likelihood, target, tolerance, cut=4):
     batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
     passes = LoaderPasses(batches)
-    return RowStream(case.model_fn, case.params, likelihood, passes, tolerance=tolerance)
+    return RowStream(as_data(case.model_fn), case.params, likelihood, passes, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
