@@ -29,7 +29,7 @@ def to_dense(mv: MatVec, layout: Any = None, *, block_size: int = _COLUMNS) -> F
     Raises:
         TypeError: If ``layout`` is missing.
     """
-    return _lowered(mv, lambda product: jnp.moveaxis(_columns(product, layout, block_size, lambda c, i: c), 0, -1))
+    return _lowered(mv, lambda product: jnp.moveaxis(_columns(product, layout, block_size, _whole), 0, -1))
 
 
 def diagonal(mv: MatVec | Float[Array, "P P"], layout: Any = None, *, block_size: int = _COLUMNS) -> Float[Array, " P"]:
@@ -89,6 +89,10 @@ def _lowered(mv: MatVec, function: Callable[[MatVec], Any]) -> Any:
     return function(mv) if sum_over is None else sum_over(lambda product: lambda: function(product))
 
 
+def _whole(column: Array, i: Array) -> Array:
+    return column
+
+
 def _columns(mv: MatVec, layout: Any, block_size: int, take: Callable[[Array, Array], Array]) -> Array:
     """``take(A e_i, i)`` stacked over ``i``."""
     if layout is None:
@@ -98,7 +102,7 @@ def _columns(mv: MatVec, layout: Any, block_size: int, take: Callable[[Array, Ar
     size, flat_mv = flat_product(mv, layout)
     dtype = jnp.result_type(float) if isinstance(layout, int) else jnp.result_type(*jax.tree.leaves(layout))
     if not size:
-        return take(jnp.zeros((0, 0), dtype), jnp.zeros((0,), int))
+        return jnp.zeros((0, 0) if take is _whole else (0,), dtype)
 
     def column(i: Array) -> Array:
         return take(flat_mv(jnp.zeros(size, dtype).at[i].set(1.0)), i)

@@ -123,9 +123,9 @@ class LoaderPasses:
         first = self._seen is None
         kept: list[Batch] | None = [] if first and self._budget else None
         count, total, used = 0, 0, 0
-        bar = tqdm(
-            self._loader, desc=self._progress, unit="batch", disable=self._progress is None, leave=False, delay=1
-        )
+        # An iterator, since a bar may start an iterable twice, and a loader's workers with it.
+        shown = {"desc": self._progress, "disable": self._progress is None, "leave": False, "delay": 1}
+        bar = tqdm(iter(self._loader), total=_length(self._loader), unit="batch", **shown)
         # What is kept is read in one go; what is not is read while the batch before it is worked on.
         converted = self._converted(bar, first)
         for samples, value, batch in converted if kept is not None else prefetched(converted):
@@ -157,6 +157,13 @@ class LoaderPasses:
                 "sum is not one matrix: it shuffles under a limit, augments at random, or is an iterator that is used "
                 "up. Pass cache='memory' to keep the first pass, or a loader that repeats itself."
             )
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # a stream knows no length
+        return None
 
 
 def _nbytes(batch: Batch) -> int:

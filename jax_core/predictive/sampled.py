@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,10 +36,14 @@ def sampled_predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: a sampled predictive takes at least one draw.")
-    model, keys = as_data(model_fn), jax.random.split(key, num_samples)
+    model = as_data(model_fn)
 
     def run(inputs: Any) -> Array:
-        return jnp.stack([_forward(model, _draw(posterior, one), inputs) for one in keys])
+        first = _forward(model, _draw(posterior, key, 0), inputs)
+        samples = jnp.zeros((num_samples, *first.shape), first.dtype).at[0].set(first)
+        for i in range(1, num_samples):
+            samples = _store(samples, _forward(model, _draw(posterior, key, i), inputs), i)
+        return samples
 
     return run
 
@@ -52,9 +57,14 @@ def moments(samples: Float[Array, "S B *output"]) -> GaussianOutputs:
 
 
 @jax.jit
-def _draw(posterior: Posterior, key: Array) -> Params:
+def _draw(posterior: Posterior, key: Array, index: int) -> Params:
     flatten, unflatten = create_pytree_flattener(posterior.mean)
-    return unflatten(flatten(posterior.mean) + posterior.deviations(key, 1)[0])
+    return unflatten(flatten(posterior.mean) + posterior.deviations(jax.random.fold_in(key, index), 1)[0])
+
+
+@partial(jax.jit, donate_argnums=0)
+def _store(samples: Array, one: Array, index: int) -> Array:
+    return samples.at[index].set(one)
 
 
 @jax.jit

@@ -102,7 +102,8 @@ def _(operator: Diagonal, variance: Array) -> Array:
 
 @_log_det_ratio.register
 def _(operator: Dense, variance: Array) -> Array:
-    return _small_log_det(operator.eigenvectors * jnp.sqrt(operator.eigenvalues), variance)
+    # rounding leaves a singular matrix with eigenvalues just below zero
+    return _small_log_det(operator.eigenvectors * jnp.sqrt(jnp.maximum(operator.eigenvalues, 0.0)), variance)
 
 
 @_log_det_ratio.register

@@ -1,0 +1,192 @@
+"""Searches for a prior precision, as torch code meets them, against brute force over the prior."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bridge import Laplace
+from jax_core import chi_squared, expected_calibration_error
+from jax_core.tuning import Tuned
+
+GRID = (1e-3, 0.03, 1.0, 30.0, 1e3)
+
+
+def data(seed, n=40):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 4, generator=generator)
+    logits = 2 * x[:, :3] + x[:, 3:]
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    return x, labels, logits + torch.randn(n, 3, generator=generator)
+
+
+def batches(x, y):
+    return DataLoader(TensorDataset(x, y), batch_size=16)
+
+
+@functools.cache
+def trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    x, y, _ = data(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def fitted(likelihood="classification", **options):
+    x, y, targets = data(1)
+    la = Laplace(trained(), likelihood, **({"hessian_structure": "full", "progress": False} | options))
+    return la.fit(batches(x, y if likelihood == "classification" else targets))
+
+
+def brute_force(la, score):
+    """The score at each precision of the grid, through the public setter and predictions."""
+    before, scores = la.prior_precision, []
+    for precision in GRID:
+        la.prior_precision = precision
+        scores.append(float(score(la)))
+    la.prior_precision = before
+    return np.array(scores)
+
+
+def probabilities_of(score):
+    x, y, _ = data(2)
+    return lambda la: score(la(x), y)
+
+
+def negative_log_likelihood(p, y):
+    return nn.functional.nll_loss(p.log(), y)
+
+
+def calibration_error(p, y):
+    return expected_calibration_error(p.max(-1).values.numpy(), (p.argmax(-1) == y).numpy(), 15)
+
+
+def brier(p, y):
+    return ((p - nn.functional.one_hot(y, 3)) ** 2).sum(-1).mean()
+
+
+@pytest.mark.filterwarnings("ignore:The best prior precision")
+@pytest.mark.parametrize("structure", ["full", "diag", "lowrank"])
+@pytest.mark.parametrize(
+    ("objective", "score"),
+    [
+        ("nll", negative_log_likelihood),
+        ("ece", calibration_error),
+        (lambda p, y: ((p - jax.nn.one_hot(y, 3)) ** 2).sum(-1).mean(), brier),
+    ],
+    ids=["nll", "ece", "callable"],
+)
+def test_grid_search_finds_what_brute_force_finds(structure, objective, score):
+    la = fitted(hessian_structure=structure, rank=10, prior_precision=7.0)
+    expected = brute_force(la, probabilities_of(score))
+    x, y, _ = data(2)
+    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, y), objective=objective, grid=GRID)
+    assert isinstance(tuned, Tuned)
+    np.testing.assert_allclose(tuned.precisions, GRID)
+    np.testing.assert_allclose(tuned.losses, expected, rtol=2e-3, atol=2e-4)
+    assert tuned.prior_precision == la.prior_precision == GRID[int(expected.argmin())]
+    assert tuned.loss == tuned.losses.min()
+    np.testing.assert_allclose(probabilities_of(score)(la), tuned.loss, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The best prior precision")
+@pytest.mark.parametrize("objective", ["chi2", "nll"])
+def test_regression_scores_see_the_noise(objective):
+    la = fitted("regression", sigma_noise=1.5, prior_precision=7.0)
+    x, _, targets = data(2)
+
+    def score(la):
+        mean, covariance = la(x)
+        deviation = (covariance.diagonal(dim1=-2, dim2=-1) + 1.5**2).sqrt()
+        if objective == "chi2":
+            return abs(float(chi_squared(mean.numpy(), deviation.numpy(), targets.numpy())) - 1)
+        return -torch.distributions.Normal(mean, deviation).log_prob(targets).mean()
+
+    expected = brute_force(la, score)
+    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, targets), objective=objective, grid=GRID)
+    np.testing.assert_allclose(tuned.losses, expected, rtol=2e-3, atol=1e-3)
+    assert la.prior_precision == GRID[int(expected.argmin())]
+
+
+@pytest.mark.filterwarnings("ignore:The best prior precision")
+def test_default_grid_has_21_points_and_the_link_is_the_models():
+    x, y, _ = data(2)
+    tuned = fitted().optimize_prior_precision("gridsearch", val_loader=batches(x, y))
+    assert tuned.precisions.shape == tuned.losses.shape == (21,)
+    probit, other = (
+        fitted(link_approx=link).optimize_prior_precision("gridsearch", val_loader=batches(x, y)).losses
+        for link in ("probit", "mean_field_2")
+    )
+    np.testing.assert_allclose(probit, tuned.losses, rtol=1e-6)
+    assert np.abs(other - probit).max() > 1e-4
+
+
+def test_best_precision_at_an_edge_warns_and_is_used():
+    la, (x, y, _) = fitted(), data(2)
+    with pytest.warns(UserWarning, match="edge of the grid"):
+        tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, y), grid=[1e-4, 1e-3])
+    assert la.prior_precision == tuned.prior_precision == 1e-3
+
+
+def wrong_calls():
+    x, y, _ = data(2)
+    loader, nan = batches(x, y), x.clone()
+    nan[20] = float("nan")
+    return {
+        "unknown": ({"method": "grid"}, ValueError, "method='grid'.*'gridsearch'"),
+        "no data": ({"method": "gridsearch"}, ValueError, "needs val_loader"),
+        "data": ({"val_loader": loader}, ValueError, "neither val_loader nor grid"),
+        "grid": ({"grid": [1.0]}, ValueError, "neither val_loader nor grid"),
+        "layers": ({"method": "gridsearch", "val_loader": loader, "layerwise": True}, ValueError, "all layers"),
+        "objective": ({"method": "gridsearch", "val_loader": loader, "objective": "chi2"}, ValueError, "'chi2'"),
+        "bad grid": ({"method": "gridsearch", "val_loader": loader, "grid": [1.0, -1.0]}, ValueError, "positive"),
+        "no loss": (
+            {"method": "gridsearch", "val_loader": loader, "objective": lambda p, y: float("nan")},
+            ValueError,
+            "finite loss",
+        ),
+        "class": ({"method": "gridsearch", "val_loader": batches(x, y + 1)}, ValueError, "class 3"),
+        "float": ({"method": "gridsearch", "val_loader": batches(x, y.float())}, TypeError, r"target\.long"),
+        "nan": ({"method": "gridsearch", "val_loader": batches(nan, y)}, ValueError, "Batch 1.*NaN"),
+        "shape": ({"method": "gridsearch", "val_loader": batches(x[:, :3], y)}, ValueError, "shape"),
+        "empty": ({"method": "gridsearch", "val_loader": []}, ValueError, "empty"),
+    }
+
+
+def test_wrong_calls_are_refused_and_leave_the_prior_alone():
+    la = fitted(prior_precision=7.0)
+    x = data(2)[0]
+    before = la(x)
+    for arguments, error, message in wrong_calls().values():
+        with pytest.raises(error, match=message):
+            la.optimize_prior_precision(**arguments)
+        assert la.prior_precision == 7.0
+        assert torch.equal(la(x), before)
+
+
+@pytest.mark.parametrize("structure", ["full", "diag", "lowrank"])
+def test_one_precision_per_layer_has_the_larger_evidence(structure):
+    la = fitted(hessian_structure=structure, rank=10)
+    scalar = la.optimize_prior_precision()
+    evidence = la.log_marginal_likelihood()
+    assert isinstance(scalar.prior_precision, float)
+    tuned = la.optimize_prior_precision(layerwise=True)
+    assert np.shape(la.prior_precision) == (4,)
+    assert tuned.precisions.shape == (200, 4)
+    np.testing.assert_allclose(tuned.losses[0], scalar.loss, rtol=1e-4)
+    assert la.log_marginal_likelihood() > evidence
+    np.testing.assert_allclose(la.log_marginal_likelihood() - evidence, scalar.loss - tuned.loss, rtol=1e-2)
+    best = np.array(la.prior_precision)
+    for layer in range(4):
+        for factor in (0.5, 2.0):
+            la.prior_precision = best * np.where(np.arange(4) == layer, factor, 1.0)
+            assert la.log_marginal_likelihood() < evidence + scalar.loss - tuned.loss + 1e-3

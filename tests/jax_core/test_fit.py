@@ -1,0 +1,214 @@
+"""Every structure and method of a fit against the dense GGN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_core.fit
+from jax_core import FitOptions, LoaderPasses, as_likelihood, fit_curvature
+from jax_core.compiled import as_data
+from jax_core.curvature.kept_products import KeptProducts
+from jax_core.curvature.product_stream import ProductStream
+from jax_core.lowrank.plan import Plan
+from jax_core.posterior import gaussian_log_likelihood
+from tests.cases import LOSSES, attention, cnn, dense_ggn, mlp, sample_loss
+
+METHODS = ("auto", "gram", "nystrom", "lanczos", "lobpcg")
+
+
+@functools.cache
+def wide(case, loss):
+    """The case and its dense GGN, made once: programs are known by the model's identity."""
+    with jax.enable_x64(True):
+        made = case()
+        return made, as_data(made.model_fn), dense_ggn(made, loss)
+
+
+def fit(case, loss, *, batch=4, total=None, cache="auto", likelihood=None, **options):
+    case, model, _ = wide(case, loss)
+    data = case.data(loss)
+    batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + batch], data) for i in range(0, len(case.inputs), batch)]
+    return fit_curvature(
+        model,
+        case.params,
+        as_likelihood(loss) if likelihood is None else likelihood,
+        LoaderPasses(batches, cache=cache),
+        FitOptions(progress=False, **({"tolerance": 0.0} | options)),
+        key=jax.random.key(0),
+        num_total_samples=total,
+    )
+
+
+def matrix(operator):
+    return jax.vmap(operator.mv)(jnp.eye(operator.size))
+
+
+def by_products(monkeypatch):
+    """The cost model prefers rows for models as small as these; here it must not."""
+    monkeypatch.setattr(jax_core.fit, "choose", lambda problem: Plan("nystrom", "products", "a test"))
+
+
+@pytest.mark.parametrize(
+    ("case", "loss"), [*((mlp, loss) for loss in LOSSES), (cnn, "cross_entropy"), (attention, "mse")]
+)
+def test_full_is_the_dense_ggn_and_diag_its_diagonal(x64, case, loss):
+    expected = wide(case, loss)[2]
+    full, diag = (fit(case, loss, structure=structure) for structure in ("full", "diag"))
+    np.testing.assert_allclose(matrix(full.curvature), expected, atol=1e-10)
+    np.testing.assert_allclose(diag.curvature.diagonal, jnp.diagonal(expected), atol=1e-10)
+    assert full.plan is diag.plan is None
+    assert (full.curvature.eigenvalues >= 0).all()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("method", METHODS)
+def test_low_rank_holds_the_leading_eigenpairs(x64, method, loss):
+    expected = wide(mlp, loss)[2]
+    values, vectors = (found[..., ::-1] for found in np.linalg.eigh(np.asarray(expected)))
+    # Lanczos converges at the ends of the spectrum first, so it takes more steps than eigenpairs are compared
+    rank = {"lanczos": 30, "lobpcg": 6}.get(method, 6)
+    found = fit(mlp, loss, method=method, rank=rank, passes=6).curvature
+    np.testing.assert_allclose(found.s[:4], values[:4], rtol=1e-5)
+    np.testing.assert_allclose(jnp.abs((found.U[:, :4] * vectors[:, :4]).sum(0)), 1, rtol=1e-4)
+    np.testing.assert_allclose(found.U.T @ found.U, np.eye(found.rank), atol=1e-9)
+    assert found.alpha == 0
+
+
+@pytest.mark.parametrize("case", [mlp, attention])
+@pytest.mark.parametrize("method", ["auto", "gram", "nystrom", "lanczos"])
+def test_enough_rank_gives_the_whole_ggn(x64, method, case):
+    """Nine samples of three outputs have at most 27 directions of curvature."""
+    expected = wide(case, "mse")[2]
+    found = fit(case, "mse", method=method, rank=40).curvature
+    np.testing.assert_allclose(matrix(found), expected, atol=1e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("method", "passes"), [("lanczos", 1), ("lobpcg", 1), ("nystrom", 3)])
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_kept_linearisations_give_what_streamed_ones_give(x64, monkeypatch, method, passes, cache):
+    by_products(monkeypatch)
+    made = {}
+
+    def spy(kind):
+        def make(*arguments):
+            made[kind] = made.get(kind, 0) + 1
+            return kind(*arguments)
+
+        return make
+
+    for kind in (KeptProducts, ProductStream):
+        monkeypatch.setattr(jax_core.fit, kind.__name__, spy(kind))
+    options = {"method": method, "passes": passes, "rank": 8, "batch": 4, "cache": cache}
+    kept = fit(mlp, "cross_entropy", keep_bytes=2**30, **options)
+    streamed = fit(mlp, "cross_entropy", keep_bytes=0, **options)
+    assert made[ProductStream] >= 1
+    np.testing.assert_allclose(kept.curvature.s, streamed.curvature.s, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(matrix(kept.curvature), matrix(streamed.curvature), atol=1e-7)
+    np.testing.assert_allclose(kept.nll, streamed.nll, rtol=1e-12)
+    assert kept.num_samples == streamed.num_samples == 9
+
+
+def read_before(case, loss):
+    case, model, _ = wide(case, loss)
+    passes = LoaderPasses([(case.inputs, case.targets(loss))])
+    passes.preload()
+    return jax_core.fit.Source(model, case.params, as_likelihood(loss), passes)
+
+
+def test_linearisations_are_kept_only_for_several_passes_that_fit_into_memory(x64):
+    source = read_before(mlp, "mse")
+    assert source.passes.num_samples == 9
+    assert isinstance(source.products(repeated=True, keep_bytes=2**30), KeptProducts)
+    assert isinstance(source.products(repeated=False, keep_bytes=2**30), ProductStream)
+    need = jax_core.fit.residual_bytes(source.model_fn, source.params, source.likelihood, next(iter(source.passes)))
+    assert isinstance(source.products(repeated=True, keep_bytes=int(9 * need) - 1), ProductStream)
+    assert isinstance(source.products(repeated=True, keep_bytes=int(9 * need) + 1), KeptProducts)
+
+
+def test_rows_and_products_lead_to_the_same_low_rank(x64, monkeypatch):
+    rows = fit(mlp, "cross_entropy", method="nystrom", rank=12)
+    assert rows.plan.strategy == "rows"
+    by_products(monkeypatch)
+    products = fit(mlp, "cross_entropy", method="nystrom", rank=12)
+    assert products.plan.strategy == "products"
+    np.testing.assert_allclose(matrix(rows.curvature), matrix(products.curvature), atol=1e-8)
+    np.testing.assert_allclose(rows.nll, products.nll, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 0.05])
+@pytest.mark.parametrize("method", ["gram", "nystrom"])
+def test_tolerance_bounds_what_is_dropped(x64, method, tolerance):
+    """What is dropped is positive, and no more than the tolerance of the loss Hessians' trace in output space."""
+    exact = fit(mlp, "cross_entropy", method=method, rank=30)
+    loose = fit(mlp, "cross_entropy", method=method, rank=30, tolerance=tolerance)
+    missing = np.linalg.eigvalsh(np.asarray(matrix(exact.curvature) - matrix(loose.curvature)))
+    assert missing.min() > -1e-8
+    assert missing.sum() < 3 * tolerance * exact.curvature.s.sum()
+
+
+@pytest.mark.parametrize("structure", ["lowrank", "full", "diag"])
+def test_total_samples_scale_curvature_and_loss(x64, structure):
+    plain = fit(mlp, "mse", structure=structure, rank=10)
+    scaled = fit(mlp, "mse", structure=structure, rank=10, total=90)
+    np.testing.assert_allclose(matrix(scaled.curvature), 10 * matrix(plain.curvature), rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(scaled.nll, 10 * plain.nll, rtol=1e-12)
+    assert (plain.num_samples, plain.num_total_samples, plain.num_outputs) == (9, 9, 27)
+    assert (scaled.num_samples, scaled.num_total_samples, scaled.num_outputs) == (9, 90, 270)
+
+
+@pytest.mark.parametrize(
+    ("structure", "loss"), [("lowrank", "mse"), ("full", "cross_entropy"), ("diag", "binary_cross_entropy")]
+)
+def test_log_likelihood_is_the_sum_over_the_data(x64, structure, loss):
+    case = wide(mlp, loss)[0]
+    fitted = fit(mlp, loss, structure=structure, rank=10)
+    outputs = jax.vmap(lambda x: case.model_fn(x, case.params))(case.inputs)
+    nll = float(jax.vmap(sample_loss(loss))(outputs, case.targets(loss)).sum())
+    np.testing.assert_allclose(fitted.nll, nll, rtol=1e-10)
+    expected = gaussian_log_likelihood(nll, 27, 0.4) if loss == "mse" else -nll
+    np.testing.assert_allclose(fitted.log_likelihood(as_likelihood(loss), 0.4), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["gram", "nystrom", "lanczos"])
+@pytest.mark.parametrize("batch", [1, 9])
+def test_fit_does_not_depend_on_the_batches(x64, method, batch):
+    found, whole = (fit(mlp, "mse", method=method, rank=30, batch=size).curvature for size in (batch, 4))
+    np.testing.assert_allclose(matrix(found), matrix(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 52, -1])
+def test_ranks_that_the_curvature_cannot_have_are_refused(x64, rank):
+    options = FitOptions(rank=rank)
+    with pytest.raises(ValueError, match=f"rank={rank} .*51 parameters"):
+        options.check(51)
+    with pytest.raises(ValueError, match=f"rank={rank} "):
+        fit(mlp, "mse", rank=rank)
+    for structure in ("full", "diag"):  # which have no rank
+        FitOptions(structure=structure, rank=rank).check(51)
+
+
+def test_gram_refuses_rows_past_its_memory(x64):
+    with pytest.raises(ValueError, match="rows_bytes"):
+        fit(mlp, "mse", method="gram", rank=5, rows_bytes=100)
+
+
+def test_a_loss_that_is_not_finite_names_its_batch():
+    case, model, _ = wide(mlp, "mse")
+    inputs = np.array(case.inputs, np.float32)
+    targets = np.array(case.targets("mse"), np.float32)
+    broken = inputs.copy()
+    broken[2] = np.inf
+    for options in ({"structure": "diag"}, {"structure": "full"}, {"method": "lanczos", "rank": 3}):
+        passes = LoaderPasses([(inputs, targets), (broken * np.nan, targets)])
+        with pytest.raises(FloatingPointError, match="batch 1 is nan"):
+            fit_curvature(
+                model,
+                jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), jnp.float32), case.params),
+                as_likelihood("mse"),
+                passes,
+                FitOptions(progress=False, **options),
+                key=jax.random.key(0),
+            )
