@@ -22,7 +22,10 @@ from jax_core.types import ModelFn, Params
 Result = TypeVar("Result")
 
 _TEMPORARIES = 26 * 2**20  # bytes a forward pass writes; the cliff is at 32 MiB, and buffers are reused
-ROW_BYTES = 24 * 2**20  # a block of gradients, kept below the same cliff
+_ROW_BYTES = 24 * 2**20  # a block of gradients, kept below the same cliff
+_LONG_ROW_BYTES = 256 * 2**20  # the same where few rows fit: then reading the sketch for each block costs more
+_ENOUGH_ROWS = 64  # in a block, to make up for reading the sketch
+_MOST_ROWS = 1024  # in a block, since the last one is padded to whole size
 _UNROLLED_CHUNKS = 16  # compile time grows with each
 
 
@@ -55,6 +58,13 @@ def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
 def example_of(batch: Batch) -> Any:
     """The shapes of one sample's inputs."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.input)
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """Gradients that are computed before a sketch takes them up, for a model with gradients of this size."""
+    row_bytes = max(1, row_bytes)
+    enough = min(_ENOUGH_ROWS, _LONG_ROW_BYTES // row_bytes)
+    return max(1, min(_MOST_ROWS, max(_ROW_BYTES // row_bytes, enough)))
 
 
 def chunk_size(size: Footprint, *, width: int = 1) -> int:

@@ -17,14 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_core.batches import Batch
-from jax_core.footprint import ROW_BYTES, footprint
+from jax_core.footprint import footprint, rows_per_block
 from jax_core.likelihoods import Likelihood, dense_hessian
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 
 _ACTIVATIONS = 32 * 2**20  # behind a chunk of rows
 _CHUNK = 128  # measured on a small CNN: chunks of 64 to 128 rows, ten times slower from 256 on
-_BLOCK = 1024  # rows at most; the last block is padded to whole size
 
 
 class Rows(NamedTuple):
@@ -108,7 +107,7 @@ class RowPlan(NamedTuple):
 def plan_rows(model_fn: ModelFn, params: Params, example: Any) -> RowPlan:
     """Sizes that keep both the block of rows and the activations behind it in reach of the caches."""
     size = footprint(model_fn, params, example)
-    most = max(1, min(_BLOCK, ROW_BYTES // max(1, 4 * get_size(params))))
+    most = rows_per_block(4 * get_size(params))
     if jax.default_backend() != "cpu":
         return RowPlan(min(most * 16, 4096), min(most * 16, 4096))
     chunk = max(1, min(most, _CHUNK, _ACTIVATIONS // max(1, size.bytes)))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jax_core.footprint import ROW_BYTES
+from jax_core.footprint import rows_per_block
 
 _DENSE_SPEED = 2.0  # dense products over network passes, operations per second, measured on a CPU
 _FLOPS_PER_BYTE = 20.0  # operations done while one byte comes from memory
@@ -71,8 +71,7 @@ def by_rows(problem: Problem) -> bool:
         return False
     vectors = problem.rank * 1.1
     row_bytes = problem.itemsize * problem.size
-    rows_per_block = max(1, ROW_BYTES // row_bytes)
-    traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes / rows_per_block
+    traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes / rows_per_block(row_bytes)
     dense = 4 * problem.size * vectors / _DENSE_SPEED
     rows = problem.rows_per_sample * (3 * problem.forward_flops + dense + traffic)
     return rows <= 4 * problem.forward_flops * vectors
