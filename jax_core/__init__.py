@@ -40,6 +40,7 @@ from jax_core.evaluation import (
     transfer_entry,
 )
 from jax_core.fit import FitOptions, Fitted, fit_curvature
+from jax_core.jacobians import jacobian
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Unweighted, as_likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.matrix_free import DiagonalEstimate, diagonal, estimate_diagonal, to_dense
@@ -62,7 +63,6 @@ from jax_core.posterior import (
 from jax_core.predictive import (
     GaussianOutputs,
     MonteCarlo,
-    jacobian,
     joint_predictive,
     laplace_bridge,
     laplace_bridge_normalized,

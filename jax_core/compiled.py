@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial, wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.core
 from jax.tree_util import Partial
+
+T = TypeVar("T")
 
 
 def jit_closure(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,3 +41,23 @@ def as_data(function: Callable[..., Any]) -> Any:
     is data of the program. Any other is wrapped as a static one, known by its identity.
     """
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
+def cached_by_shape(function: Callable[..., T]) -> Callable[..., T]:
+    """Remember what a function of shapes found: it is called again only for other trees, shapes or dtypes.
+
+    Args:
+        function: Of pytrees whose values it does not look at; keyword arguments are hashed as they are.
+    """
+
+    @lru_cache(maxsize=64)
+    def remembered(treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], options: tuple[Any, ...]) -> T:
+        return function(*jax.tree.unflatten(treedef, leaves), **dict(options))
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> T:
+        leaves, treedef = jax.tree.flatten(args)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in map(jax.typeof, leaves))
+        return remembered(treedef, shapes, tuple(options.items()))
+
+    return call

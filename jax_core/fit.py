@@ -12,10 +12,13 @@ from jaxtyping import Array, Float
 from jax_core.compiled import as_data
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums, evaluate
+from jax_core.curvature.jacobian_stream import JacobianStream
 from jax_core.curvature.kept_products import KeptProducts, residual_bytes
 from jax_core.curvature.product_stream import ProductStream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
+from jax_core.footprint import example_of
+from jax_core.jacobians import find_layout
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, Problem, choose
@@ -114,7 +117,11 @@ class Source:
         """The curvature as rows."""
         return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
 
-    def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
+    def jacobians(self) -> JacobianStream:
+        """The curvature as products of blocks with Jacobians."""
+        return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
+
+    def products(self, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
         """The curvature as products, with linearisations kept where several passes are to come and memory allows."""
         parts = (self.model_fn, self.params, self.likelihood)
         count = self.passes.num_samples
@@ -175,8 +182,10 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     rows = float(per_sample)
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, options.tolerance)[0]) / few.shape[0]
+    layout = find_layout(source.model_fn, source.params, example_of(batch))
     problem = Problem(
-        size=get_size(source.params),
+        size=layout.size,
+        plain=layout.plain_size,
         samples=source.passes.num_samples,
         outputs=per_sample,
         rows_per_sample=rows,
@@ -197,41 +206,54 @@ def _forward_flops(source: Source, inputs: Any) -> float:
 
 
 def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
-    size, rank = get_size(source.params), options.rank
-    if plan.strategy == "rows":
-        stream = source.rows(options.tolerance)
-        if plan.method == "gram":
-            return _gram(stream, options), stream.sums
-
-        def by_rows(basis: Float[Array, "K P"]) -> Float[Array, "K P"]:
-            return stream.fold(_add_sketch, jnp.zeros_like(basis), basis)
-
-        found = nystrom(by_rows, size, rank=rank, key=key, passes=options.passes, dtype=source.dtype)
-        return found, stream.sums
-    repeated = plan.method != "nystrom" or options.passes > 1
-    products = source.products(repeated=repeated, keep_bytes=options.keep_bytes)
-    if plan.method == "lanczos":
-        layout = products.flat_params
-        found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
-    elif plan.method == "block_lanczos":
-        shown = {"dtype": source.dtype, "progress": options.progress}
-        found = block_lanczos(products.block, size, rank=rank, key=key, **shown)
-    elif plan.method == "lobpcg":
-        found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
-    else:
-        found = nystrom(products.block, size, rank=rank, key=key, passes=options.passes, dtype=source.dtype)
-    assert products.sums is not None  # every method makes at least one whole pass
-    return found, products.sums
+    if plan.method == "gram":
+        return _gram(source.rows(options.tolerance), options)
+    return _nystrom(source, options, plan, key) if plan.method == "nystrom" else _krylov(source, options, plan, key)
 
 
-def _gram(stream: RowStream, options: FitOptions) -> LowRank:
+def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:
     rows = stream.matrix(options.rows_bytes)
     if rows is None:
         raise ValueError(
             f"method='gram' keeps one row per sample and output: more than {options.rows_bytes} bytes here. Use "
             "method='nystrom', fewer samples, or a larger rows_bytes."
         )
-    return gram(rows, rank=options.rank)
+    return gram(rows, rank=options.rank), stream.sums
+
+
+def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
+    if plan.strategy == "rows":
+        stream = source.rows(options.tolerance)
+
+        def block(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
+            return stream.fold(_add_sketch, jnp.zeros_like(rows), rows)
+
+    else:
+        by_jacobians = plan.strategy == "jacobians"
+        stream = source.jacobians() if by_jacobians else source.products(options.passes > 1, options.keep_bytes)
+        block = stream.block
+    size = get_size(source.params)
+    found = nystrom(block, size, rank=options.rank, key=key, passes=options.passes, dtype=source.dtype)
+    return found, _counted(stream.sums)
+
+
+def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
+    size, rank = get_size(source.params), options.rank
+    products = source.products(True, options.keep_bytes)
+    if plan.method == "lanczos":
+        layout = products.flat_params
+        found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
+    elif plan.method == "block_lanczos":
+        shown = {"dtype": source.dtype, "progress": options.progress}
+        found = block_lanczos(products.block, size, rank=rank, key=key, **shown)
+    else:
+        found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
+    return found, _counted(products.sums)
+
+
+def _counted(sums: DataSums | None) -> DataSums:
+    assert sums is not None  # every method makes at least one whole pass
+    return sums
 
 
 def _full(source: Source) -> tuple[Dense, DataSums]:

@@ -26,6 +26,7 @@ _ROW_BYTES = 24 * 2**20  # a block of gradients, kept below the same cliff
 _LONG_ROW_BYTES = 256 * 2**20  # the same where few rows fit: then reading the sketch for each block costs more
 _ENOUGH_ROWS = 64  # in a block, to make up for reading the sketch
 _MOST_ROWS = 1024  # in a block, since the last one is padded to whole size
+_MOST_EXAMPLES = 128  # whose Jacobians meet a block of vectors at once
 _UNROLLED_CHUNKS = 16  # compile time grows with each
 
 
@@ -65,6 +66,11 @@ def rows_per_block(row_bytes: int) -> int:
     row_bytes = max(1, row_bytes)
     enough = min(_ENOUGH_ROWS, _LONG_ROW_BYTES // row_bytes)
     return max(1, min(_MOST_ROWS, max(_ROW_BYTES // row_bytes, enough)))
+
+
+def examples_per_block(plain_bytes: int) -> int:
+    """Examples whose Jacobians meet a block of vectors at once, each with so many bytes of written-out rows."""
+    return max(1, min(_MOST_EXAMPLES, _LONG_ROW_BYTES // max(1, plain_bytes)))
 
 
 def chunk_size(size: Footprint, *, width: int = 1) -> int:

@@ -16,7 +16,7 @@ from jax_core.types import Params
 
 def get_size(tree: Params) -> int:
     """Number of scalars in a pytree (arrays or shape structs)."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def create_pytree_flattener(

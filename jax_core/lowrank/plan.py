@@ -1,28 +1,33 @@
 r"""Which way to a low rank is cheapest: a cost model in floating-point operations.
 
-Three ways lead to the leading eigenpairs of $G = R^\top R$:
+Four ways lead to the leading eigenpairs of $G = R^\top R = \sum_i J_i^\top H_i J_i$:
 
 * ``gram``: all rows in memory, eigenpairs of the small $R R^\top$. Exact; rows must be few.
 * ``nystrom`` by ``rows``: one gradient per row, then two dense products with the block of random vectors.
+* ``nystrom`` by ``jacobians``: the gradients of all outputs, those of dense layers in factors, then the same.
 * ``nystrom`` by ``products``: the block pushed forward and back through the network, no gradient per sample.
 
-With $F$ the operations of one forward pass, $P$ parameters, $k$ vectors and $r$ rows per sample, a sample costs
-$r (3F + 4Pk)$ by rows and $4Fk$ by products. Dense products run about twice as fast as a network's passes do, but
-every block of rows reads the random vectors and updates their images once: where a single row fills the block (many
-parameters), that traffic is what rows cost.
+With $F$ the operations of one forward pass, $P$ parameters of which $Q$ are not in dense layers, $k$ vectors, $C$
+outputs and $r$ rows per sample, a sample costs $r (3F + 4Pk)$ by rows, $3CF + 4CQk + 4(P - Q)k$ by Jacobians and
+$4Fk$ by products. Dense products run about twice as fast as a network's passes do, but every block of rows reads the
+random vectors and updates their images once: where a few rows fill the block (many parameters), that traffic is what
+they cost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from jax_core.footprint import rows_per_block
+from jax_core.footprint import examples_per_block, rows_per_block
 
 _DENSE_SPEED = 2.0  # dense products over network passes, operations per second, measured on a CPU
 _FLOPS_PER_BYTE = 20.0  # operations done while one byte comes from memory
 _GRAM_ROWS = 2000  # the Gram matrix is diagonalised on the host in float64: seconds from here on
 _MOST_OUTPUTS = 256  # loss Hessians are diagonalised per sample
+
+
+Strategy: TypeAlias = Literal["rows", "jacobians", "products"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class Plan:
 
     Attributes:
         method: ``"gram"``, ``"nystrom"``, ``"lanczos"``, ``"block_lanczos"`` or ``"lobpcg"``.
-        strategy: ``"rows"`` (gradients of single outputs) or ``"products"`` (the network's Jacobian products).
+        strategy: ``"rows"`` (gradients of single outputs), ``"jacobians"`` (of all outputs, dense layers in factors)
+            or ``"products"`` (the network's Jacobian products).
         reason: One sentence with the figures behind the choice.
     """
 
     method: Literal["gram", "nystrom", "lanczos", "block_lanczos", "lobpcg"]
-    strategy: Literal["rows", "products"]
+    strategy: Strategy
     reason: str
 
 
@@ -46,6 +52,7 @@ class Problem:
 
     Attributes:
         size: Parameters.
+        plain: Parameters outside dense layers.
         samples: Samples, or ``None`` while unknown (a loader that is streamed).
         outputs: Scalar outputs per sample.
         rows_per_sample: Rows that one sample contributes.
@@ -56,6 +63,7 @@ class Problem:
     """
 
     size: int
+    plain: int
     samples: int | None
     outputs: int
     rows_per_sample: float
@@ -65,16 +73,19 @@ class Problem:
     itemsize: int = 4
 
 
-def by_rows(problem: Problem) -> bool:
-    """Whether gradients of single rows are cheaper than products through the network."""
-    if problem.outputs > _MOST_OUTPUTS:
-        return False
-    vectors = problem.rank * 1.1
-    row_bytes = problem.itemsize * problem.size
-    traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes / rows_per_block(row_bytes)
-    dense = 4 * problem.size * vectors / _DENSE_SPEED
-    rows = problem.rows_per_sample * (3 * problem.forward_flops + dense + traffic)
-    return rows <= 4 * problem.forward_flops * vectors
+def costs(problem: Problem) -> dict[Strategy, float]:
+    """Operations a sample of each way through the data, those of dense products counted by their speed."""
+    p, vectors = problem, problem.rank * 1.1
+    found: dict[Strategy, float] = {"products": 4 * p.forward_flops * vectors}
+    if p.outputs <= _MOST_OUTPUTS:
+        row_bytes = p.itemsize * p.size
+        traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes  # of reading vectors and images for a block
+        dense = 4 * p.size * vectors / _DENSE_SPEED
+        found["rows"] = p.rows_per_sample * (3 * p.forward_flops + dense + traffic / rows_per_block(row_bytes))
+        mixed = 4 * (p.outputs * p.plain + p.size - p.plain) * vectors / _DENSE_SPEED
+        block = examples_per_block(p.itemsize * p.outputs * p.plain)
+        found["jacobians"] = 3 * p.outputs * p.forward_flops + mixed + traffic / block
+    return found
 
 
 def choose(problem: Problem) -> Plan:
@@ -86,6 +97,7 @@ def choose(problem: Problem) -> Plan:
         return Plan(
             "gram", "rows", f"exact: all {rows:.0f} rows fit in memory and their Gram matrix is small ({cost})."
         )
-    if by_rows(p):
-        return Plan("nystrom", "rows", f"one pass; a gradient a row costs less than a product a vector ({cost}).")
-    return Plan("nystrom", "products", f"one pass; a product a vector costs less than a gradient a row ({cost}).")
+    found = costs(p)
+    strategy = min(found, key=lambda way: found[way])
+    compared = ", ".join(f"{way} {flops / 1e6:.0f}" for way, flops in sorted(found.items(), key=lambda item: item[1]))
+    return Plan("nystrom", strategy, f"one pass; Mflop a sample: {compared} ({cost}).")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.factored import FactoredRows, Rows
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class LowRank:
         """Sum of the eigenvalues."""
         return self.s.sum() + self.alpha * self.size
 
-    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
-        """``rows A rows^T``: one product with ``U`` and one Gram matrix."""
-        inner = rows @ self.U
-        plain = rows @ jnp.swapaxes(rows, -1, -2)
+    def quadratic(self, rows: Rows) -> Float[Array, "... C C"]:
+        """``rows A rows^T`` for rows ``(..., C, P)``, in factors or not: one product with ``U`` and one Gram matrix."""
+        if isinstance(rows, FactoredRows):
+            inner, plain = rows.times(self.U), rows.gram()
+        else:
+            inner, plain = rows @ self.U, rows @ jnp.swapaxes(rows, -1, -2)
         return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * plain

@@ -1,12 +1,6 @@
 """The posterior pushed through the network."""
 
-from jax_core.predictive.linearized import (
-    GaussianOutputs,
-    jacobian,
-    joint_predictive,
-    linearized_predictive,
-    map_jacobians,
-)
+from jax_core.predictive.linearized import GaussianOutputs, joint_predictive, linearized_predictive
 from jax_core.predictive.links import (
     MonteCarlo,
     laplace_bridge,
@@ -17,6 +11,7 @@ from jax_core.predictive.links import (
     mean_field_2,
     probit,
 )
+from jax_core.predictive.mapped import map_jacobians, map_rows
 from jax_core.predictive.marginal import marginal_predictive
 from jax_core.predictive.pushforward import (
     lin_mc_pred_act,
@@ -44,7 +39,6 @@ from jax_core.predictive.sampled import moments, sampled_predictive
 __all__ = [
     "GaussianOutputs",
     "MonteCarlo",
-    "jacobian",
     "joint_predictive",
     "laplace_bridge",
     "laplace_bridge_normalized",
@@ -59,6 +53,7 @@ __all__ = [
     "linearized_predictive",
     "link_by_name",
     "map_jacobians",
+    "map_rows",
     "marginal_predictive",
     "mean_field_0",
     "mean_field_1",

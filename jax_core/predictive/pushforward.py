@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.jacobians import jacobian
 from jax_core.posterior import Posterior, PosteriorFn
-from jax_core.predictive.linearized import jacobian
 from jax_core.predictive.links import Link, link_by_name
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params

@@ -19,10 +19,11 @@ from jax_core.evaluation import (
     nll_categorical,
     nll_gaussian,
 )
+from jax_core.factored import Rows
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from jax_core.operators import Operator
+from jax_core.operators import LowRank, Operator
 from jax_core.posterior import Posterior
-from jax_core.predictive import GaussianOutputs, map_jacobians
+from jax_core.predictive import GaussianOutputs, map_rows
 from jax_core.types import ModelFn, Params
 
 Objective = Literal["nll", "ece", "chi2"]
@@ -46,10 +47,11 @@ def predictions_on_grid(
     """
     leaves = jax.tree.leaves(mean)
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
-    return map_jacobians(model_fn, mean, Partial(_on_grid, as_data(finish), curvature, grid))
+    last = Partial(_on_grid, as_data(finish), curvature, grid)
+    return map_rows(model_fn, mean, last, factored=isinstance(curvature, LowRank))
 
 
-def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Array) -> Any:
+def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Rows) -> Any:
     def at(precision: Array) -> Any:
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))

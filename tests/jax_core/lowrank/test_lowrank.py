@@ -146,6 +146,7 @@ def test_product_that_is_not_finite_is_refused():
 
 PROBLEM = {
     "size": 28_714,
+    "plain": 28_714,
     "outputs": 10,
     "rows_per_sample": 4.4,
     "forward_flops": 6e6,
@@ -167,10 +168,16 @@ def test_plan_reads_much_data_once():
 
 def test_plan_takes_products_where_parameters_are_many_or_outputs_are():
     for change in (
-        {"size": 11_000_000, "forward_flops": 3e8, "rank": 20, "rows_per_sample": 10.0},
+        {"size": 11_000_000, "plain": 11_000_000, "forward_flops": 3e8, "rank": 20, "rows_per_sample": 10.0},
         {"outputs": 50_000},
     ):
         assert choose(Problem(samples=1000, **(PROBLEM | change))).strategy == "products"
+
+
+def test_plan_takes_jacobians_where_dense_layers_hold_the_parameters():
+    change = {"size": 824_458, "plain": 21_642, "forward_flops": 9.4e6}
+    plan = choose(Problem(samples=2_000, **(PROBLEM | change)))
+    assert (plan.method, plan.strategy) == ("nystrom", "jacobians")
 
 
 def test_dense_matrix_of_a_product_is_the_matrix(x64):

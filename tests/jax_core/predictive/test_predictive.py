@@ -1,4 +1,4 @@
-"""Predictives and links against dense algebra, sampling and laplace-torch's formulas."""
+"""Predictives and links against dense algebra and sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import jax_core
 from jax_core import create_ggn_mv, create_posterior_fn, linearized_predictive
-from jax_core.predictive.linearized import Sizes, map_jacobians
 from jax_core.predictive.links import MonteCarlo, link_by_name
+from jax_core.predictive.mapped import Sizes, map_jacobians
 from tests.cases import CASES, cnn, dense_jacobian, mlp
 
 LINKS = ("probit", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2")
@@ -137,31 +137,6 @@ def test_links_come_near_the_integral(x64, name):
     covariance = 0.3 * covariance
     exact = MonteCarlo(jax.random.key(0), 200_000)(mean, covariance)
     np.testing.assert_allclose(link_by_name(name)(mean, covariance), exact, atol=0.1)
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [("probit", "probit"), ("bridge", "bridge"), ("bridge_norm", "bridge")])
-def test_links_equal_laplace_torchs(x64, ours, theirs):
-    import torch
-    from laplace.baselaplace import ParametricLaplace
-
-    class Fixed(ParametricLaplace):
-        """laplace-torch's link on a given Gaussian."""
-
-        def __init__(self, mean, covariance):
-            self.given = torch.tensor(np.array(mean)), torch.tensor(np.array(covariance))
-            self.likelihood, self.reward_modeling = "classification", False
-            self.model = torch.nn.Linear(1, 1)
-
-        def _glm_predictive_distribution(self, X, joint=False, diagonal_output=False):
-            return self.given
-
-    mean, covariance = gaussian(classes=5)
-    peer = Fixed(mean, covariance)
-    if ours == "bridge_norm":
-        theirs = "bridge_norm"
-    expected = peer._glm_forward_call(None, peer.likelihood, link_approx=theirs)
-    # the peer keeps pi / 8 in float32
-    np.testing.assert_allclose(link_by_name(ours)(mean, covariance), expected, rtol=1e-6)
 
 
 def test_unknown_link_is_named():

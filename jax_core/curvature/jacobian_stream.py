@@ -1,0 +1,128 @@
+"""The GGN over a loader as products with blocks of vectors, through the Jacobian of each example."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_core.batches import Batch, batch_size, pieces
+from jax_core.compiled import cached_by_shape
+from jax_core.curvature.data_loader_mv import LoaderPasses
+from jax_core.curvature.data_sums import BatchSums, DataSums
+from jax_core.factored import Layout, Parts
+from jax_core.footprint import example_of, examples_per_block, footprint
+from jax_core.jacobians import factored_jacobian, find_layout
+from jax_core.likelihoods import Likelihood
+from jax_core.types import ModelFn, Params
+
+_CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of footprint.py
+
+
+class JacobianStream:
+    r"""$V \mapsto \sum_i J_i^\top H_i J_i V$ over a loader, unscaled, with dense layers in factors.
+
+    Where one example's Jacobian is cheap (few outputs, dense layers) a block of vectors meets it in matrix products,
+    in place of a pass through the network for each vector.
+
+    Attributes:
+        sums: What the first pass added up.
+    """
+
+    def __init__(self, model_fn: ModelFn, params: Params, likelihood: Likelihood, passes: LoaderPasses) -> None:
+        """Bind a model and its loss to a loader.
+
+        Args:
+            model_fn: For one example; its bound arrays become arguments of the compiled programs.
+            params: Where to linearise.
+            likelihood: The loss.
+            passes: The data.
+        """
+        self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
+        self.sums: DataSums | None = None
+
+    def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
+        """The products with a block of flat vectors, in one pass over the data."""
+        sums = DataSums()
+        layout = parts = image = None
+        for number, batch in enumerate(self.passes.shown("Curvature")):
+            if layout is None or parts is None:
+                layout = find_layout(self.model_fn, self.params, example_of(batch))
+                parts = _split(layout, rows)
+                image = jax.tree.map(jnp.zeros_like, parts)
+            sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
+            for piece in pieces(batch, sizes.block):
+                chunk = min(sizes.chunk, batch_size(piece))
+                padded, count = _whole_chunks(piece, chunk), jnp.asarray(batch_size(piece))
+                model = (self.model_fn, self.params, self.likelihood)
+                image, data = _add(*model, parts, padded, count, image, layout=layout, chunk=chunk)
+                sums.add(data, number)
+        self.sums = self.sums or sums
+        return rows if layout is None else _join(layout, image)
+
+
+_split = jax.jit(Layout.split, static_argnums=0)
+_join = jax.jit(Layout.join, static_argnums=0)
+
+
+class JacobianPlan(NamedTuple):
+    """Examples that meet the vectors at once, so that those are read seldom, and per evaluation of the network."""
+
+    block: int
+    chunk: int
+
+
+@cached_by_shape
+def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> JacobianPlan:
+    """Sizes that bound the memory that the rows of a block take, and keep a chunk's in reach of the caches."""
+    outputs = jax.eval_shape(model_fn, example_of(batch), params).size
+    block = examples_per_block(4 * outputs * layout.plain_size)
+    size = footprint(model_fn, params, example_of(batch))
+    # A convolution primitive must not sit in a compiled loop.
+    if jax.default_backend() != "cpu" or size.convolves:
+        return JacobianPlan(block, block)
+    # Reverse mode walks back through the activations once per output.
+    fitting = _CHUNK_BYTES // max(1, outputs * (size.bytes + 4 * layout.plain_size))
+    return JacobianPlan(block, max(1, min(block, fitting)))
+
+
+def _whole_chunks(batch: Batch, chunk: int) -> Batch:
+    """The batch with its last example repeated up to whole chunks."""
+    missing = -batch_size(batch) % chunk
+    if not missing:
+        return batch
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]), batch)
+
+
+@partial(jax.jit, static_argnames=("layout", "chunk"), donate_argnames="image")
+def _add(
+    model_fn: ModelFn,
+    params: Params,
+    likelihood: Likelihood,
+    vectors: Parts,
+    batch: Batch,
+    count: Array,
+    image: Parts,
+    *,
+    layout: Layout,
+    chunk: int,
+) -> tuple[Parts, BatchSums]:
+    """The image with the products of the first ``count`` examples added, and what else their outputs tell."""
+    total = batch_size(batch)
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), batch.input)
+    mapped = jax.lax.map(lambda inputs: factored_jacobian(model_fn, params, inputs, layout), split)
+    flat, rows = jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), mapped)
+    shape = jax.eval_shape(model_fn, example_of(batch), params).shape
+    outputs = flat.reshape(total, *shape)
+    counted = jnp.arange(total) < count
+
+    def hessian(pushed: Float[Array, "B C"]) -> Float[Array, "B C"]:
+        return likelihood.hessian_mv(outputs, batch.target, pushed.reshape(outputs.shape)).reshape(flat.shape)
+
+    weights = jax.vmap(hessian, in_axes=-1, out_axes=-1)(rows.times_rows(vectors))
+    weights = jnp.where(counted[:, None, None], weights, 0.0)
+    nll = jnp.where(counted, likelihood.nll(outputs, batch.target), 0.0).sum()
+    return rows.add_back(image, weights), BatchSums(nll, count, count * flat.shape[1])

@@ -1,0 +1,59 @@
+"""Products of blocks with Jacobians equal those of the dense GGN, however data and Jacobians are cut."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_core.jacobians
+from jax_core import LoaderPasses, as_likelihood, footprint
+from jax_core.compiled import as_data
+from jax_core.curvature import jacobian_stream
+from jax_core.curvature.jacobian_stream import JacobianStream, plan_jacobians
+from tests.cases import LOSSES, attention, cnn, dense_ggn, flatten, mlp, sample_loss
+
+
+def stream(case, loss, batch):
+    data = case.data(loss)
+    count = len(case.inputs)
+    batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + batch], data) for i in range(0, count, batch)]
+    return JacobianStream(as_data(case.model_fn), case.params, as_likelihood(loss), LoaderPasses(batches))
+
+
+def vectors(case, count=3):
+    return jax.random.normal(jax.random.key(1), (count, flatten(case.params).size))
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "worth"),
+    [*((mlp, loss, 1) for loss in LOSSES), (mlp, "cross_entropy", 2**12), (cnn, "mse", 1), (attention, "mse", 1)],
+)
+def test_block_is_the_dense_product(x64, monkeypatch, make, loss, worth):
+    """With dense layers in factors where they are worth it, and written out."""
+    monkeypatch.setattr(jax_core.jacobians, "_WORTH", worth)
+    case = make()
+    rows = vectors(case)
+    np.testing.assert_allclose(stream(case, loss, 4).block(rows), rows @ dense_ggn(case, loss), atol=1e-10)
+
+
+@pytest.mark.parametrize(("batch", "piece", "chunk_bytes"), [(9, 9, 1), (9, 4, 2**20), (2, 128, 1), (5, 3, 4_000)])
+def test_neither_batches_nor_pieces_nor_padding_show(x64, monkeypatch, batch, piece, chunk_bytes):
+    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    monkeypatch.setattr(footprint, "_MOST_EXAMPLES", piece)
+    monkeypatch.setattr(jacobian_stream, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(jacobian_stream, "plan_jacobians", plan_jacobians.__wrapped__)  # remembers other limits
+    case = mlp()
+    found, rows = stream(case, "cross_entropy", batch), vectors(case)
+    np.testing.assert_allclose(found.block(rows), rows @ dense_ggn(case, "cross_entropy"), atol=1e-10)
+    outputs = jax.vmap(lambda x: case.model_fn(x, case.params))(case.inputs)
+    nll = jax.vmap(sample_loss("cross_entropy"))(outputs, case.targets("cross_entropy")).sum()
+    np.testing.assert_allclose(found.sums.nll, nll, rtol=1e-12)
+    assert (found.sums.samples, found.sums.outputs_per_sample) == (9, 3)
+
+
+def test_a_loss_that_is_not_finite_names_its_batch():
+    case = cnn()
+    broken = stream(case, "mse", 7)
+    broken.params = jax.tree.map(lambda leaf: leaf * jnp.nan, case.params)
+    with pytest.raises(FloatingPointError, match="batch 0"):
+        broken.block(vectors(case))
