@@ -36,6 +36,7 @@ class OneExample:
 
     function: Callable[..., Any] = field(metadata={"static": True})
     buffers: dict[str, jax.Array]
+    chosen_lowerings = True  # the tracer's: nothing is rewritten for the backend
 
     @classmethod
     def of(cls, traced: TracedModel) -> OneExample:

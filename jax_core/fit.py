@@ -27,6 +27,7 @@ from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import gaussian_log_likelihood
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
+from jax_core.windows import suited_to_backend
 
 Structure = Literal["lowrank", "full", "diag"]
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
@@ -158,7 +159,7 @@ def fit_curvature(
         FloatingPointError: If outputs or products are not finite.
     """
     options.check(get_size(params))
-    source = Source(as_data(model_fn), params, likelihood, passes)
+    source = Source(as_data(suited_to_backend(model_fn)), params, likelihood, passes)
     plan = make_plan(source, options) if options.structure == "lowrank" else None
     if plan is not None:
         curvature, sums = _low_rank(source, options, plan, key)

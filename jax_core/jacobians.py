@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, primitives
+from jax.extend.core import primitives
 from jaxtyping import Array, Float
 
 from jax_core.factored import FactoredRows, Layout, Slot
+from jax_core.interpret import Tracked, interpret, value_of
 from jax_core.types import ModelFn, Params
 
 _WORTH = 2**12  # elements of a matrix from which two factors beat written-out gradients
@@ -37,11 +36,10 @@ def jacobian(model_fn: ModelFn, params: Params, x: Any) -> tuple[Float[Array, " 
 
 
 class Weight(NamedTuple):
-    """A parameter leaf on its way, with nothing but transpositions behind it."""
+    """The label of a parameter leaf on its way, with nothing but transpositions behind it."""
 
     leaf: int
-    value: Array
-    transposed: bool
+    transposed: bool = False
 
 
 def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
@@ -105,70 +103,32 @@ OnProduct = Callable[[Weight, bool, Array, Array], Array]
 
 def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_product: OnProduct) -> Array:
     """The model's output, with ``on_product`` in the place of each product of one vector with one of the matrices."""
+
+    def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
+        results = evaluate()
+        if equation.primitive is primitives.transpose_p and isinstance(operands[0], Tracked):
+            weight = operands[0].label
+            turned = weight.transposed != (tuple(equation.params["permutation"]) == (1, 0))
+            return [Tracked(Weight(weight.leaf, turned), results[0])]
+        if equation.primitive is primitives.dot_general_p:
+            return [_tapped(operands, equation.params["dimension_numbers"], results[0], on_product)]
+        return results
+
     closed = jax.make_jaxpr(model_fn)(x, params)
     leaves = jax.tree.leaves(params)
-    known = [Weight(i, leaf, False) if i in matrices else leaf for i, leaf in enumerate(leaves)]
-    output = _interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], on_product)[0]
-    return output.value if isinstance(output, Weight) else output
-
-
-def _interpret(jaxpr: Any, consts: Any, arguments: list[Any], on_product: OnProduct) -> list[Any]:
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-    atoms = [atom for equation in jaxpr.eqns for atom in equation.invars] + list(jaxpr.outvars)
-    uses = Counter(atom for atom in atoms if not isinstance(atom, Literal))
-
-    def read(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            return atom.val
-        value = values[atom]
-        # a matrix that is used twice has the sum of two gradients
-        return value.value if isinstance(value, Weight) and uses[atom] > 1 else value
-
-    for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
-        if equation.primitive is primitives.jit_p:
-            inner = equation.params["jaxpr"]
-            results = _interpret(inner.jaxpr, inner.consts, operands, on_product)
-        else:
-            results = _follow(equation, operands, _evaluate(jaxpr, equation, operands), on_product)
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _evaluate(jaxpr: Any, equation: Any, operands: list[Any]) -> list[Any]:
-    """One equation as a program of its own: how a primitive is bound is JAX's affair."""
-    given = {
-        atom: value.value if isinstance(value, Weight) else value
-        for atom, value in zip(equation.invars, operands, strict=True)
-        if not isinstance(atom, Literal)
-    }
-    # The description of arguments and results belongs to the whole program, and is checked against their number.
-    named = jaxpr.debug_info._replace(arg_names=("",) * len(given), result_paths=("",) * len(equation.outvars))
-    alone = jaxpr.replace(
-        constvars=[], invars=[*given], outvars=list(equation.outvars), eqns=[equation], debug_info=named
-    )
-    return jax.core.eval_jaxpr(alone, [], *given.values())
-
-
-def _follow(equation: Any, operands: list[Any], results: list[Any], on_product: OnProduct) -> list[Any]:
-    """The results, with a transposed weight still known as one, and a tapped product in the place of its own."""
-    if equation.primitive is primitives.transpose_p and isinstance(operands[0], Weight):
-        turned = operands[0].transposed != (tuple(equation.params["permutation"]) == (1, 0))
-        return [Weight(operands[0].leaf, results[0], turned)]
-    if equation.primitive is primitives.dot_general_p:
-        return [_tapped(operands, equation.params["dimension_numbers"], results[0], on_product)]
-    return results
+    known = [Tracked(Weight(i), leaf) if i in matrices else leaf for i, leaf in enumerate(leaves)]
+    return value_of(interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0])
 
 
 def _tapped(operands: list[Any], dimension_numbers: Any, result: Array, on_product: OnProduct) -> Array:
     """The product, handed to ``on_product`` if it is one of a single vector and one of the matrices."""
     (contracted, batched) = dimension_numbers
-    sides = [i for i in (0, 1) if isinstance(operands[i], Weight)]
+    sides = [i for i in (0, 1) if isinstance(operands[i], Tracked)]
     if len(sides) != 1 or batched[0]:
         return result
-    weight, vector = operands[sides[0]], operands[1 - sides[0]]
+    (weight, matrix), vector = operands[sides[0]], operands[1 - sides[0]]
     axes = contracted[sides[0]]
-    if len(axes) != 1 or vector.size != math.prod(weight.value.shape[a] for a in axes):
+    if len(axes) != 1 or vector.size != matrix.shape[axes[0]]:
         return result
     in_axis = 1 - axes[0] if weight.transposed else axes[0]
     return on_product(weight, in_axis == 1, vector.reshape(-1), result)

@@ -19,7 +19,18 @@ import jax_core  # noqa: E402
 
 # the parts of the core in the order in which data pass through them
 ORDER = (
-    *("likelihoods", "trees", "matrix_free", "curvature", "lowrank", "operators", "posterior", "fit", "predictive"),
+    *(
+        "likelihoods",
+        "trees",
+        "matrix_free",
+        "curvature",
+        "lowrank",
+        "operators",
+        "posterior",
+        "fit",
+        "jacobians",
+        "predictive",
+    ),
     *("tuning", "evaluation", "plots"),
 )
 HEAD = """# Public names

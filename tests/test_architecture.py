@@ -12,7 +12,10 @@ PACKAGES = ("bridge", "jax_core")
 MAX_LINES = 300
 
 # Inside the core: part -> the siblings it may import, besides the ground that all stand on.
-GROUND = {"types", "trees", "batches", "compiled", "matrix_free", "footprint", "factored", "jacobians"}
+GROUND = {
+    *("types", "trees", "batches", "compiled", "matrix_free", "footprint"),
+    *("interpret", "windows", "jacobians", "factored"),
+}
 MAY_IMPORT = {
     "likelihoods": set(),
     "operators": set(),

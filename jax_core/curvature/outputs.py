@@ -15,6 +15,7 @@ from jax_core import trees
 from jax_core.batches import Batch, as_batch, batch_size
 from jax_core.footprint import sum_over_chunks
 from jax_core.types import Data, ModelFn, Params
+from jax_core.windows import suited_to_backend
 
 OutputProduct = Callable[[jax.Array, Batch, jax.Array], jax.Array]
 """``(outputs, batch, vector) -> M vector``, all of shape ``(B, ..., C)``."""
@@ -22,6 +23,7 @@ OutputProduct = Callable[[jax.Array, Batch, jax.Array], jax.Array]
 
 def batched(model_fn: ModelFn, *, vmap_over_data: bool = True) -> Callable[[Params, Any], jax.Array]:
     """``(params, inputs) -> outputs (B, ..., C)`` from a model of one example, or of a batch."""
+    model_fn = suited_to_backend(model_fn)
     if vmap_over_data:
         return lambda params, inputs: jax.vmap(lambda x: model_fn(x, params))(inputs)
     return lambda params, inputs: model_fn(inputs, params)
@@ -29,6 +31,7 @@ def batched(model_fn: ModelFn, *, vmap_over_data: bool = True) -> Callable[[Para
 
 def single(model_fn: ModelFn, *, vmap_over_data: bool = True) -> ModelFn:
     """``(input, params) -> output`` of one example from a model of one example, or of a batch."""
+    model_fn = suited_to_backend(model_fn)
     if vmap_over_data:
         return model_fn
     return lambda x, params: model_fn(jax.tree.map(lambda leaf: leaf[None], x), params)[0]

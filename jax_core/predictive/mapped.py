@@ -16,6 +16,7 @@ from jax_core.footprint import footprint
 from jax_core.jacobians import factored_jacobian, find_layout, jacobian
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
+from jax_core.windows import suited_to_backend
 
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
 _ACTIVATIONS = 4 * 2**20  # forward activations of the examples behind them, before the axis of outputs
@@ -76,7 +77,7 @@ def map_rows(
 
     It then meets many examples at once, a power of two of them; small batches have a program of their own.
     """
-    model, last = as_data(model_fn), as_data(function)
+    model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
     def run(inputs: Any) -> Any:
         total = jax.tree.leaves(inputs)[0].shape[0]

@@ -14,6 +14,7 @@ from jax_core.compiled import as_data
 from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.types import ModelFn
+from jax_core.windows import suited_to_backend
 
 _ROWS = 8  # outputs whose gradients are held at once
 
@@ -32,7 +33,7 @@ def marginal_predictive(
         finish: Applied to each example's :class:`GaussianOutputs` with a diagonal covariance; a link that looks at
             variances alone (probit, mean field of order 0) gives what it gives for the exact covariance.
     """
-    model = as_data(model_fn)
+    model = as_data(suited_to_backend(model_fn))
     last = as_data(finish) if finish is not None else Partial(_moments)
 
     def predict(inputs: Any) -> Any:

@@ -20,6 +20,7 @@ from jax_core.posterior import Posterior, PosteriorFn
 from jax_core.predictive.links import Link, link_by_name
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params
+from jax_core.windows import suited_to_backend
 
 
 @dataclass(frozen=True)
@@ -234,10 +235,11 @@ def _chain(
     sampled = key is not None and num_samples > 0
     deviations = posterior.deviations(key, num_samples) if key is not None and sampled else None
     link = link_by_name(special_pred_type)
+    model = suited_to_backend(model_fn)
 
     def pushforward(input: Any) -> Results:
-        results: Results = {"map": model_fn(input, posterior.mean)}
-        point = Point(model_fn, posterior.mean, posterior, input, deviations, link)
+        results: Results = {"map": model(input, posterior.mean)}
+        point = Point(model, posterior.mean, posterior, input, deviations, link)
         for step in steps:
             results, point = step(results, point)
         return results
@@ -262,7 +264,7 @@ def set_posterior_gp_kernel(
 
     def kernel(x1: Any, x2: Any) -> Array:
         def rows(xs: Any) -> Array:
-            return jax.vmap(lambda x: jacobian(model_fn, mean, x)[1])(xs)
+            return jax.vmap(lambda x: jacobian(suited_to_backend(model_fn), mean, x)[1])(xs)
 
         left, right = rows(x1), rows(x2)  # (B, C, P)
         scaled = jax.vmap(jax.vmap(posterior.cov_flat))(right)

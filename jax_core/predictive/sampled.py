@@ -15,6 +15,7 @@ from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params
+from jax_core.windows import suited_to_backend
 
 
 def sampled_predictive(
@@ -36,7 +37,7 @@ def sampled_predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: a sampled predictive takes at least one draw.")
-    model = as_data(model_fn)
+    model = as_data(suited_to_backend(model_fn))
 
     def run(inputs: Any) -> Array:
         first = _forward(model, _draw(posterior, key, 0), inputs)
