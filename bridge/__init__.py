@@ -1,5 +1,6 @@
 """Post-hoc uncertainty for PyTorch models, computed in JAX: torch in, torch out."""
 
+from bridge.checkpoint import load, save
 from bridge.laplace import Laplace
 from bridge.losses import to_likelihood
 from bridge.tensors import to_jax, to_torch
@@ -12,7 +13,9 @@ __all__ = [
     "TraceError",
     "TracedModel",
     "explain",
+    "load",
     "lowers",
+    "save",
     "to_jax",
     "to_likelihood",
     "to_torch",

@@ -39,10 +39,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A traced model and the curvature at its weights."""
+    """A traced model, the curvature at its weights, and the two inputs that it was traced on, as torch tensors."""
 
     traced: TracedModel
     fitted: Fitted
+    example: Any
 
     @property
     def model_fn(self) -> OneExample:
@@ -89,10 +90,8 @@ def fit_module(
         )
     first = read_first(loader)
     example = jax.tree.map(lambda leaf: leaf[:2], tensors(first.input))
-    traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=reading.tracer)
-    # The traced weights may share memory with the module's, which a user may go on training.
-    params, buffers = _copy((traced.params, traced.buffers))
-    traced = dataclasses.replace(traced, params=params, buffers=buffers)
+    traced = trace_for_fit(model, example, reading.tracer)
+    params = traced.params
     prior_vector(prior_precision, params)
     options.check(get_size(params))
     passes = checked_passes(loader, first, traced, likelihood, reading)
@@ -106,7 +105,14 @@ def fit_module(
         key=jax.random.key(seed),
         num_total_samples=num_total_samples,
     )
-    return FittedModel(traced, fitted)
+    return FittedModel(traced, fitted, example)
+
+
+def trace_for_fit(model: nn.Module, example: Any, tracer: Tracer) -> TracedModel:
+    """The model as traced on two inputs, with weights of its own: those of the module may be trained on."""
+    traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=tracer)
+    params, buffers = _copy((traced.params, traced.buffers))
+    return dataclasses.replace(traced, params=params, buffers=buffers)
 
 
 @jax.jit

@@ -105,13 +105,12 @@ class Laplace(nn.Module):
             whole(name, count)
         self.model = model
         self.likelihood = to_likelihood(likelihood)
-        self.options = FitOptions(
-            structure=hessian_structure, method=method, rank=rank, passes=passes, progress=progress
-        )
+        self._reading = Reading(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress)
+        how = {"structure": hessian_structure, "method": method, "rank": rank, "passes": passes}
+        self.options = FitOptions(**how, progress=progress)
         self.prior_mean, self.sigma_noise, self.temperature = prior_mean, sigma_noise, temperature
         self.link_approx: LinkName = link_approx
         self.n_samples, self.seed = n_samples, seed
-        self._reading = Reading(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress)
         self._fit: FittedModel | None = None
         self._posterior: Posterior | None = None
         self._prior_precision = prior_precision
@@ -137,10 +136,12 @@ class Laplace(nn.Module):
         if num_total_samples is not None:
             whole("num_total_samples", num_total_samples)
         what = (self.model, train_loader, self.likelihood, self.options, self._reading)
-        fit = fit_module(
-            *what, prior_precision=self._prior_precision, seed=self.seed, num_total_samples=num_total_samples
-        )
-        self._posterior, self._fit = fit.posterior(self._prior_precision, self._scale), fit
+        how = {"seed": self.seed, "num_total_samples": num_total_samples}
+        prior = self._prior_precision
+        return self._take(fit_module(*what, prior_precision=prior, **how), prior)
+
+    def _take(self, fit: FittedModel, prior: Any) -> Laplace:
+        self._posterior, self._fit, self._prior_precision = fit.posterior(prior, self._scale), fit, prior
         return self
 
     @property
@@ -176,7 +177,7 @@ class Laplace(nn.Module):
     def prior_precision(self, value: Any) -> None:
         value = to_jax(value) if isinstance(value, torch.Tensor) else value
         if self._fit is not None:
-            self._posterior = self._fit.posterior(value, self._scale)
+            self._take(self._fit, value)
         self._prior_precision = value
 
     def evidence(self) -> Evidence:

@@ -21,7 +21,7 @@ from jax_core.footprint import example_of
 from jax_core.jacobians import find_layout
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
-from jax_core.lowrank.plan import Plan, Problem, choose
+from jax_core.lowrank.plan import Plan, Problem, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import gaussian_log_likelihood
@@ -118,11 +118,13 @@ class Source:
         """The curvature as rows."""
         return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
 
-    def jacobians(self) -> JacobianStream:
-        """The curvature as products of blocks with Jacobians."""
-        return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
+    def blocks(self, plan: Plan, *, repeated: bool, keep_bytes: int) -> JacobianStream | ProductStream | KeptProducts:
+        """The curvature as products with blocks of vectors, by the plan's strategy."""
+        if plan.strategy == "jacobians":
+            return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
+        return self.products(repeated=repeated, keep_bytes=keep_bytes)
 
-    def products(self, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
+    def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
         """The curvature as products, with linearisations kept where several passes are to come and memory allows."""
         parts = (self.model_fn, self.params, self.likelihood)
         count = self.passes.num_samples
@@ -171,11 +173,21 @@ def fit_curvature(
 
 
 def make_plan(source: Source, options: FitOptions) -> Plan:
-    """The method asked for, or the cheapest by the cost model; ``"nystrom"`` chooses its strategy by it too."""
+    """The method asked for, or the cheapest; the cost model also chooses how blocks of vectors meet the data."""
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
-    if options.method in ("lanczos", "block_lanczos", "lobpcg"):
+    if options.method in ("lanczos", "block_lanczos"):
         return Plan(options.method, "products", "asked for")
+    problem = _problem(source, options)
+    if options.method == "lobpcg":
+        return Plan("lobpcg", cheapest(problem, "products", "jacobians"), "asked for")
+    plan = choose(problem)
+    if options.method == "auto" or plan.method == "nystrom":
+        return plan
+    return Plan("nystrom", cheapest(problem), "asked for")
+
+
+def _problem(source: Source, options: FitOptions) -> Problem:
     batch = next(iter(source.passes))
     outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
     per_sample = outputs[0].size
@@ -184,7 +196,7 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, options.tolerance)[0]) / few.shape[0]
     layout = find_layout(source.model_fn, source.params, example_of(batch))
-    problem = Problem(
+    return Problem(
         size=layout.size,
         plain=layout.plain_size,
         samples=source.passes.num_samples,
@@ -195,8 +207,6 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
         rows_bytes=options.rows_bytes,
         itemsize=jnp.dtype(source.dtype).itemsize,
     )
-    plan = choose(problem)
-    return plan if options.method == "auto" else Plan("nystrom", plan.strategy, plan.reason)
 
 
 def _forward_flops(source: Source, inputs: Any) -> float:
@@ -230,8 +240,7 @@ def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tup
             return stream.fold(_add_sketch, jnp.zeros_like(rows), rows)
 
     else:
-        by_jacobians = plan.strategy == "jacobians"
-        stream = source.jacobians() if by_jacobians else source.products(options.passes > 1, options.keep_bytes)
+        stream = source.blocks(plan, repeated=options.passes > 1, keep_bytes=options.keep_bytes)
         block = stream.block
     size = get_size(source.params)
     found = nystrom(block, size, rank=options.rank, key=key, passes=options.passes, dtype=source.dtype)
@@ -240,15 +249,16 @@ def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tup
 
 def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
     size, rank = get_size(source.params), options.rank
-    products = source.products(True, options.keep_bytes)
+    if plan.method == "lobpcg":
+        stream = source.blocks(plan, repeated=True, keep_bytes=options.keep_bytes)
+        return lobpcg(stream.block, size, rank=rank, key=key, dtype=source.dtype), _counted(stream.sums)
+    products = source.products(repeated=True, keep_bytes=options.keep_bytes)
     if plan.method == "lanczos":
         layout = products.flat_params
         found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
-    elif plan.method == "block_lanczos":
+    else:
         shown = {"dtype": source.dtype, "progress": options.progress}
         found = block_lanczos(products.block, size, rank=rank, key=key, **shown)
-    else:
-        found = lobpcg(products.block, size, rank=rank, key=key, dtype=source.dtype)
     return found, _counted(products.sums)
 
 
