@@ -60,8 +60,18 @@ class OneExample:
 
 
 def tensors(tree: Any) -> Any:
-    """Inputs with every leaf a tensor; numpy arrays are wrapped."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf), tree)
+    """Inputs with every leaf a tensor; numpy arrays are wrapped.
+
+    Raises:
+        TypeError: For a leaf that is neither.
+    """
+
+    def tensor(leaf: Any) -> torch.Tensor:
+        if isinstance(leaf, str | bytes) or leaf is None:
+            raise TypeError(f"The inputs hold {leaf!r}. Give torch tensors or numpy arrays, as the model takes them.")
+        return leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf)
+
+    return jax.tree.map(tensor, tree)
 
 
 def checked_inputs(traced: TracedModel, x: Any) -> Any:

@@ -78,9 +78,12 @@ class Categorical:
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
         p = jax.nn.softmax(outputs, axis=-1)
-        pv = p * vector
         total = self.target_weights(outputs, target).sum(-1, keepdims=True)
-        return total * (pv - p * pv.sum(-1, keepdims=True))
+        # H 1 = 0, so a constant may be taken from the vector: with its value at the likeliest class the product keeps
+        # its digits where p is nearly one, and 1 - p would cancel.
+        likeliest = jax.nn.one_hot(p.argmax(-1), p.shape[-1], dtype=p.dtype)
+        shifted = vector - (likeliest * vector).sum(-1, keepdims=True)
+        return total * p * (shifted - (p * shifted).sum(-1, keepdims=True))
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
@@ -124,10 +127,10 @@ class Bernoulli:
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
-        p = jax.nn.sigmoid(outputs)
         y = _like(target, outputs)
         weight = 1.0 if self.positive_weight is None else self.positive_weight.astype(outputs.dtype)
-        return (weight * y + 1.0 - y) * p * (1.0 - p) * vector
+        # sigmoid(-f) is 1 - p without its cancellation
+        return (weight * y + 1.0 - y) * jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * vector
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""

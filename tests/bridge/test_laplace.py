@@ -265,6 +265,8 @@ def test_bad_inputs_are_named():
         la(torch.randn(2, 5))
     with pytest.raises(ValueError, match="NaN"):
         la(torch.full((2, 4), float("nan")))
+    with pytest.raises(TypeError, match="'digits'"):
+        la("digits")
 
 
 def test_print_tells_the_state():

@@ -120,3 +120,18 @@ def test_unknown_loss_is_named_in_the_error():
 def test_targets_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"\(4,\) do not fit outputs of shape \(2, 3\)"):
         Gaussian().nll(jnp.zeros((2, 3)), jnp.zeros(4))
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()], ids=["categorical", "bernoulli"])
+@pytest.mark.parametrize("confidence", [0.0, 5.0, 12.0, 40.0])
+def test_hessian_keeps_its_digits_in_float32_however_confident_the_outputs(likelihood, confidence):
+    """Its entries then are tiny, and so must be its errors: a negative eigenvalue would look like a wrong loss."""
+    outputs = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    outputs[:, 1] += confidence
+    target = np.ones(6, int) if isinstance(likelihood, Categorical) else np.ones((6, 4), np.float32)
+    found = np.asarray(dense_hessian(likelihood, jnp.asarray(outputs), target), np.float64)
+    with jax.enable_x64(True):
+        wanted = np.asarray(dense_hessian(likelihood, jnp.asarray(outputs, jnp.float64), target))
+    scale = np.abs(wanted).max((1, 2), keepdims=True)
+    assert scale.min() > 0
+    np.testing.assert_allclose(found / scale, wanted / scale, atol=2e-6)
