@@ -1,8 +1,7 @@
 """One GGN product on the tutorial's CNN, in units of torch's own no-grad forward pass on the same batch.
 
 Every library in a process of its own; medians of 31 products and of three processes. "block" is a product with 32
-vectors at once, per vector: ours through the Jacobian of each image, the strategy that the cost model prefers to
-products there.
+vectors at once, per vector.
 """
 
 from common import alone, digits, jax_cnn, main, median_seconds, print_table, trained_cnn
@@ -26,8 +25,8 @@ def ours(size):
 
     from bridge import to_jax, trace
     from bridge.prediction import OneExample
-    from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data, get_size
-    from jax_core.curvature.jacobian_stream import JacobianStream
+    from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data
+    from jax_core.curvature.product_stream import ProductStream
 
     model, images, labels, forward = setting(size)
     traced = trace(model, images[:2])
@@ -39,10 +38,10 @@ def ours(size):
     )
     vector = jax.tree.map(jnp.ones_like, traced.params)
     one = median_seconds(lambda: jax.block_until_ready(product(vector, data)))
-    stream = JacobianStream(
+    stream = ProductStream(
         OneExample.of(traced), traced.params, Categorical(), LoaderPasses([(data["input"], data["target"])])
     )
-    block = jnp.ones((VECTORS, get_size(traced.params)))
+    block = jnp.ones((VECTORS, stream.flat_params.size))
     many = median_seconds(lambda: jax.block_until_ready(stream.block(block)), rounds=5)
     return {"forward": forward, "one": one, "block": many / VECTORS}
 
