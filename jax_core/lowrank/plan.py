@@ -83,7 +83,7 @@ def costs(problem: Problem) -> dict[Strategy, float]:
         dense = 4 * p.size * vectors / _DENSE_SPEED
         found["rows"] = p.rows_per_sample * (3 * p.forward_flops + dense + traffic / rows_per_block(row_bytes))
         # "jacobians" is not offered: on a CNN of 824,458 parameters and a block of 60 vectors its products were wrong
-        # from the 26th vector on, for a reason not found yet (3CF + 4CQk + 4(P - Q)k operations a sample, were it right)
+        # from the 26th vector on, for a reason not found yet.
     return found
 
 
