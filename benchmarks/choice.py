@@ -8,7 +8,7 @@ import time
 
 from common import alone, digits, main, print_table, trained_cnn
 
-WAYS = ("auto", "gram/rows", "nystrom/rows", "nystrom/products", "lanczos/products")
+WAYS = ("auto", "gram/rows", "nystrom/rows", "nystrom/jacobians", "nystrom/products", "lanczos/products")
 
 
 def case(name):
