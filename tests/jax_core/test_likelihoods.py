@@ -135,3 +135,18 @@ def test_hessian_keeps_its_digits_in_float32_however_confident_the_outputs(likel
     scale = np.abs(wanted).max((1, 2), keepdims=True)
     assert scale.min() > 0
     np.testing.assert_allclose(found / scale, wanted / scale, atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hessian_is_right_for_large_blocks(loss):
+    """jaxlib 0.10.2 sums wrongly from some 32,000 numbers on, on the CPU (github.com/jax-ml/jax/issues/39103)."""
+    outputs, targets = outputs_and_targets(loss, shape=(128, 10))
+    likelihood = as_likelihood(loss)
+    vectors = jax.random.normal(jax.random.key(2), (128, 10, 60))
+
+    @jax.jit
+    def products(outputs, vectors):
+        return jax.vmap(lambda v: likelihood.hessian_mv(outputs, targets, v), in_axes=-1, out_axes=-1)(vectors)
+
+    expected = jnp.einsum("bcd,bdk->bck", dense_hessian(likelihood, outputs, targets), vectors)
+    np.testing.assert_allclose(products(outputs, vectors), expected, atol=2e-6)

@@ -1,5 +1,7 @@
 """Products of blocks with Jacobians equal those of the dense GGN, however data and Jacobians are cut."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,16 @@ def test_block_is_the_dense_product(x64, monkeypatch, make, loss, worth):
     case = make()
     rows = vectors(case)
     np.testing.assert_allclose(stream(case, loss, 4).block(rows), rows @ dense_ggn(case, loss), atol=1e-10)
+
+
+def test_large_block_is_the_dense_product(monkeypatch):
+    """At a size from which XLA's CPU backend fuses otherwise."""
+    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    case = dataclasses.replace(mlp(), inputs=jax.random.normal(jax.random.key(0), (128, 4)))
+    rows = vectors(case, 150)
+    found = stream(case, "cross_entropy", 128).block(rows)
+    expected = rows @ dense_ggn(case, "cross_entropy")
+    np.testing.assert_allclose(found, expected, atol=1e-5 * jnp.abs(expected).max())
 
 
 @pytest.mark.parametrize(("batch", "piece", "chunk_bytes"), [(9, 9, 1), (9, 4, 2**20), (2, 128, 1), (5, 3, 4_000)])

@@ -174,10 +174,10 @@ def test_plan_takes_products_where_parameters_are_many_or_outputs_are():
         assert choose(Problem(samples=1000, **(PROBLEM | change))).strategy == "products"
 
 
-def test_plan_takes_rows_where_dense_layers_hold_the_parameters():
+def test_plan_takes_jacobians_where_dense_layers_hold_the_parameters():
     change = {"size": 824_458, "plain": 21_642, "forward_flops": 9.4e6}
     plan = choose(Problem(samples=2_000, **(PROBLEM | change)))
-    assert (plan.method, plan.strategy) == ("nystrom", "rows")
+    assert (plan.method, plan.strategy) == ("nystrom", "jacobians")
 
 
 def test_dense_matrix_of_a_product_is_the_matrix(x64):
