@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_core.types import Data
@@ -72,6 +73,13 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 @partial(jax.jit, static_argnums=2)
 def _slice(batch: Batch, start: int, size: int) -> Batch:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), batch)
+
+
+def padded(samples: Any, missing: int) -> Any:
+    """The pytree of samples with its last one repeated ``missing`` times."""
+    if not missing:
+        return samples
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]), samples)
 
 
 def fingerprint(data: Data) -> tuple[int, int]:

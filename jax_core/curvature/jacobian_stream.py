@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.batches import Batch, batch_size, pieces
+from jax_core.batches import Batch, batch_size, padded, pieces
 from jax_core.compiled import cached_by_shape
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
@@ -55,10 +55,11 @@ class JacobianStream:
                 image = jax.tree.map(jnp.zeros_like, parts)
             sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
             for piece in pieces(batch, sizes.block):
-                chunk = min(sizes.chunk, batch_size(piece))
-                padded, count = _whole_chunks(piece, chunk), jnp.asarray(batch_size(piece))
+                size = batch_size(piece)
+                chunk = min(sizes.chunk, size)
+                whole, count = padded(piece, -size % chunk), jnp.asarray(size)
                 model = (self.model_fn, self.params, self.likelihood)
-                image, data = _add(*model, parts, padded, count, image, layout=layout, chunk=chunk)
+                image, data = _add(*model, parts, whole, count, image, layout=layout, chunk=chunk)
                 sums.add(data, number)
         self.sums = self.sums or sums
         return rows if layout is None else _join(layout, image)
@@ -87,14 +88,6 @@ def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: L
     # Reverse mode walks back through the activations once per output.
     fitting = _CHUNK_BYTES // max(1, outputs * (size.bytes + 4 * layout.plain_size))
     return JacobianPlan(block, max(1, min(block, fitting)))
-
-
-def _whole_chunks(batch: Batch, chunk: int) -> Batch:
-    """The batch with its last example repeated up to whole chunks."""
-    missing = -batch_size(batch) % chunk
-    if not missing:
-        return batch
-    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]), batch)
 
 
 @partial(jax.jit, static_argnames=("layout", "chunk"), donate_argnames="image")

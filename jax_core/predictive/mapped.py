@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jax_core.batches import padded
 from jax_core.compiled import as_data, cached_by_shape
 from jax_core.factored import Layout, Rows
 from jax_core.footprint import footprint
@@ -90,10 +91,10 @@ def map_rows(
             shapes = jax.eval_shape(evaluate, one, 1)
             return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), shapes)
         piece = chunk * group
-        padded = jax.tree.map(lambda leaf: _pad(leaf, -total % piece), inputs)
+        whole = padded(inputs, -total % piece)
         parts = [
             evaluate(
-                jax.tree.map(lambda leaf, at=start: _cut(leaf, at, piece, chunk), padded),
+                jax.tree.map(lambda leaf, at=start: _cut(leaf, at, piece, chunk), whole),
                 -(-min(piece, total - start) // chunk),
             )
             for start in range(0, total, piece)
@@ -143,10 +144,6 @@ def _in_turn(evaluate: Callable[[Any], Any], count: Any, group: int) -> Any:
     # The number of rounds is an argument: one program serves batches of every size.
     filled = jax.lax.fori_loop(0, count, store, empty)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), filled)
-
-
-def _pad(leaf: Array, missing: int) -> Array:
-    return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
 
 def _cut(leaf: Array, start: int, size: int, chunk: int) -> Array:
