@@ -25,6 +25,7 @@ from jax_core.lowrank.plan import Plan, Problem, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import gaussian_log_likelihood
+from jax_core.short_repr import ShortRepr
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 from jax_core.windows import suited_to_backend
@@ -33,8 +34,8 @@ Structure = Literal["lowrank", "full", "diag"]
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
 
-@dataclass(frozen=True)
-class Fitted:
+@dataclass(frozen=True, repr=False)
+class Fitted(ShortRepr):
     """A curvature and what the same data says about the evidence.
 
     Attributes:
@@ -254,7 +255,7 @@ def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tupl
         return lobpcg(stream.block, size, rank=rank, key=key, dtype=source.dtype), _counted(stream.sums)
     products = source.products(repeated=True, keep_bytes=options.keep_bytes)
     if plan.method == "lanczos":
-        layout = products.flat_params
+        layout = jnp.zeros_like(jax.tree.leaves(source.params)[0], source.dtype, (size,))  # on the parameters' device
         found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
     else:
         shown = {"dtype": source.dtype, "progress": options.progress}

@@ -17,6 +17,7 @@ from jax import lax
 
 from jax_core import trees
 from jax_core.batches import Batch, batch_size
+from jax_core.compiled import as_data, cached_by_shape
 from jax_core.types import ModelFn, Params
 
 Result = TypeVar("Result")
@@ -47,7 +48,12 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
-    """Trace the model on one example (shapes suffice) and add up what its operations write."""
+    """What the model's operations write, traced on one example (shapes suffice); remembered by shape."""
+    return _footprint(as_data(model_fn), params, example)
+
+
+@cached_by_shape
+def _footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
     jaxpr = jax.make_jaxpr(model_fn)(example, params).jaxpr
     written, convolves = 0, False
     for equation in _equations(jaxpr):

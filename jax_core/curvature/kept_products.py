@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core import trees
 from jax_core.batches import Batch, pieces
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
@@ -39,18 +38,14 @@ class KeptProducts:
             passes: The data.
         """
         self.params, self.likelihood, self.sums = params, likelihood, DataSums()
-        self._flatten = trees.create_pytree_flattener(params)[0]
         self._kept: list[Linearized] = []
+        size = None  # batches differ in their samples alone
         for number, batch in enumerate(passes):
-            for part in pieces(batch, _piece_size(model_fn, params, batch)):
+            size = size or _piece_size(model_fn, params, batch)
+            for part in pieces(batch, size):
                 linear, data = _linearize(model_fn, params, likelihood, part)
                 self.sums.add(data, number)
                 self._kept.append(linear)
-
-    @property
-    def flat_params(self) -> Float[Array, " P"]:
-        """The parameters as one vector, the layout of the products."""
-        return jax.jit(self._flatten)(self.params)
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector."""

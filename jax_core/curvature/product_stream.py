@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core import trees
 from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
@@ -35,13 +34,7 @@ class ProductStream:
             passes: The data.
         """
         self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
-        self._flatten = trees.create_pytree_flattener(params)[0]
         self.sums: DataSums | None = None
-
-    @property
-    def flat_params(self) -> Float[Array, " P"]:
-        """The parameters as one vector, the layout of the products."""
-        return jax.jit(self._flatten)(self.params)
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector, in one pass over the data."""

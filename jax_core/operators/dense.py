@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.short_repr import ShortRepr
+
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Dense:
+@dataclass(frozen=True, repr=False)
+class Dense(ShortRepr):
     r"""$V \operatorname{diag}(w) V^\top$ with a square orthogonal $V$."""
 
     eigenvalues: Float[Array, " P"]

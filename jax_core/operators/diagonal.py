@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.short_repr import ShortRepr
+
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Diagonal:
+@dataclass(frozen=True, repr=False)
+class Diagonal(ShortRepr):
     r"""$\operatorname{diag}(d)$."""
 
     diagonal: Float[Array, " P"]

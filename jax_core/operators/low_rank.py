@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.factored import FactoredRows, Rows
+from jax_core.short_repr import ShortRepr
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LowRank:
+@dataclass(frozen=True, repr=False)
+class LowRank(ShortRepr):
     r"""$U \operatorname{diag}(s) U^\top + \alpha I$ with $U^\top U = I$.
 
     The eigenvalues are $s + \alpha$ on the columns of $U$ and $\alpha$ on their complement, so every function of the

@@ -16,13 +16,14 @@ from jax_core.matrix_free import block_product, diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, Operator
 from jax_core.posterior.posterior import Posterior
 from jax_core.posterior.prior import prior_vector
+from jax_core.short_repr import ShortRepr
 from jax_core.types import MatVec
 
 _PRIOR_ARGUMENTS = ("prior_prec", "sigma_noise", "sigma_squared", "temperature")
 
 
-@dataclass(frozen=True)
-class PosteriorFn:
+@dataclass(frozen=True, repr=False)
+class PosteriorFn(ShortRepr):
     """``posterior_fn(prior_arguments, loss_scaling_factor) -> Posterior``; the curvature is reduced once.
 
     Attributes:

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 
 from jax_core.factored import Rows, written_out
 from jax_core.operators import LowRank, Operator, whiten
+from jax_core.short_repr import ShortRepr
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import Params
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, repr=False)
+class Posterior(ShortRepr):
     r"""$\mathcal N(\theta^*, \Sigma)$ with $\Sigma^{-1} = D^{1/2} (M + I) D^{1/2}$.
 
     $D$ is the diagonal prior precision and $M = D^{-1/2} G D^{-1/2}$ the curvature in units of the prior. In this form
