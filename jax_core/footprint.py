@@ -54,7 +54,7 @@ def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
 
 @cached_by_shape
 def _footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
-    jaxpr = jax.make_jaxpr(model_fn)(example, params).jaxpr
+    jaxpr = jax.make_jaxpr(lambda model_fn, *given: model_fn(*given))(model_fn, example, params).jaxpr
     written, convolves = 0, False
     for equation in _equations(jaxpr):
         convolves |= equation.primitive.name == "conv_general_dilated"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from jax_core.batches import Batch
 from jax_core.compiled import as_data
@@ -150,3 +151,15 @@ def test_loss_that_is_not_finite_names_its_batch():
     batches = [(case.inputs, case.targets("mse")), (case.inputs * jnp.nan, case.targets("mse"))]
     with pytest.raises(FloatingPointError, match="batch 1 is nan"):
         KeptProducts(as_data(case.model_fn), case.params, as_likelihood("mse"), LoaderPasses(batches))
+
+
+def test_model_may_bind_arrays_of_its_own(x64):
+    """As the bridge's models bind their buffers: shapes suffice to size the pieces."""
+    bound = Partial(lambda scale, x, w: jnp.tanh(w @ (scale + x)), jnp.arange(4.0))
+    weights, inputs = jnp.sin(jnp.arange(12.0)).reshape(3, 4), jnp.cos(jnp.arange(20.0)).reshape(5, 4)
+    batches = LoaderPasses([(inputs, jnp.zeros((5, 3)))])
+    vector = jnp.arange(12.0)
+    jacobian = jax.jacobian(lambda w: jax.vmap(lambda x: bound(x, w))(inputs).ravel())(weights).reshape(-1, 12)
+    for stream in (KeptProducts, ProductStream):
+        product = stream(bound, weights, as_likelihood("mse"), batches).product(vector)
+        np.testing.assert_allclose(product, jacobian.T @ (jacobian @ vector), rtol=1e-12)
