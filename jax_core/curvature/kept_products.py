@@ -13,7 +13,7 @@ from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
 from jax_core.curvature.product_stream import in_groups
-from jax_core.footprint import chunk_size, example_of, footprint
+from jax_core.footprint import chunk_size, example_of, footprint, group_size
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 
@@ -39,10 +39,9 @@ class KeptProducts:
         """
         self.params, self.likelihood, self.sums = params, likelihood, DataSums()
         self._kept: list[Linearized] = []
-        size = None  # batches differ in their samples alone
         for number, batch in enumerate(passes):
-            size = size or _piece_size(model_fn, params, batch)
-            for part in pieces(batch, size):
+            self._group = group_size(footprint(model_fn, params, example_of(batch)))
+            for part in pieces(batch, _piece_size(model_fn, params, batch)):
                 linear, data = _linearize(model_fn, params, likelihood, part)
                 self.sums.add(data, number)
                 self._kept.append(linear)
@@ -56,7 +55,7 @@ class KeptProducts:
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors."""
-        return jnp.concatenate([self.product(group) for group in in_groups(rows)])
+        return jnp.concatenate([self.product(group) for group in in_groups(rows, self._group)])
 
 
 def residual_bytes(model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch) -> float:

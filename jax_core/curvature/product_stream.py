@@ -10,11 +10,9 @@ from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
-from jax_core.footprint import sum_over_chunks
+from jax_core.footprint import example_of, footprint, group_size, sum_over_chunks
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
-
-_GROUP = 8  # vectors that share a linearisation in one call
 
 
 class ProductStream:
@@ -38,19 +36,24 @@ class ProductStream:
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector, in one pass over the data."""
-        return self._pass([vec])[0]
+        return self._pass(vec)[0]
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""
-        return jnp.concatenate(self._pass(in_groups(rows)))
+        return jnp.concatenate(self._pass(rows))
 
-    def _pass(self, groups: list[Array]) -> list[Array]:
-        """The products with groups of vectors; the first pass also adds up the data."""
-        totals = [jnp.zeros_like(group) for group in groups]
+    def _pass(self, vectors: Float[Array, "*K P"]) -> list[Array]:
+        """The products with a vector, or with groups of them; the first pass also adds up the data."""
+        totals: list[Array] = []
+        groups: list[Array] = []
         sums = DataSums() if self.sums is None else None
         # a single vector comes from a loop that has a bar of its own
-        passes = self.passes if groups[0].ndim == 1 else self.passes.shown("Curvature")
+        passes = self.passes if vectors.ndim == 1 else self.passes.shown("Curvature")
         for number, batch in enumerate(passes):
+            if not groups:
+                size = footprint(self.model_fn, self.params, example_of(batch))
+                groups = [vectors] if vectors.ndim == 1 else in_groups(vectors, group_size(size))
+                totals = [jnp.zeros_like(group) for group in groups]
             for i, group in enumerate(groups):
                 totals[i], data = _add(self.model_fn, self.params, self.likelihood, group, batch, totals[i])
                 if sums is not None and i == 0:
@@ -59,9 +62,9 @@ class ProductStream:
         return totals
 
 
-def in_groups(rows: Float[Array, "K P"]) -> list[Float[Array, "G P"]]:
+def in_groups(rows: Float[Array, "K P"], size: int) -> list[Float[Array, "G P"]]:
     """A block of vectors as groups that share a linearisation in one call."""
-    return [rows[i : i + _GROUP] for i in range(0, rows.shape[0], _GROUP)]
+    return [rows[i : i + size] for i in range(0, rows.shape[0], size)]
 
 
 @jax.jit
