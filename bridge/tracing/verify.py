@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ _TOLERANCE = {
     torch.float16: (2e-2, 5e-2),
     torch.bfloat16: (1e-1, 2e-1),
 }
+_OWN_ROUNDING = 1e-2  # of torch's gradients, above which it is no measure for others'
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -47,6 +48,14 @@ class Comparison:
         return f"outputs {self.outputs:.1e}, gradients {self.gradients:.1e} (worst: {self.worst or 'none'})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Outputs on one batch, and gradients with cotangents: torch's as tensors, a traced model's as arrays."""
+
+    outputs: list[Any]
+    gradients: dict[str, Any]
+
+
 def verify(
     traced: TracedModel,
     model: torch.nn.Module,
@@ -55,18 +64,23 @@ def verify(
 ) -> None:
     """Raise `MismatchError` where the traced model is not the torch model.
 
-    Networks with kinks amplify the rounding of float32, so a mismatch there is judged again in float64, on copies
-    of the model and the trace.
+    Networks with kinks amplify the rounding of float32: outputs agree and gradients do not, torch's own neither. So
+    gradients that are as near to torch's in float64 as torch's own are accepted; any other mismatch is judged again in
+    float64, on copies of the model and the trace.
     """
-    comparison = compare(traced, model, inputs)
-    dtype = compute_dtype(model, inputs)
+    wanted, cotangents = _torch_results(model, inputs, traced.params)
+    got = _traced_results(traced, inputs, cotangents)
+    comparison, dtype = _compare(got, wanted), compute_dtype(model, inputs)
     if comparison.within(dtype):
         return
     again = ""
     if dtype is not torch.float64:
         double, inputs = copy.deepcopy(model).double(), _double(inputs)
+        exact, cotangents = _torch_results(double, inputs, traced.params, cotangents)
+        if _is_rounding(comparison, dtype, _compare(got, exact), _compare(wanted, exact)):
+            return
         with jax.enable_x64(True):
-            in_double = compare(trace(double, inputs), double, inputs)
+            in_double = _compare(_traced_results(trace(double, inputs), inputs, cotangents), exact)
         if in_double.within(torch.float64):
             return
         again = f" In float64: {in_double}."
@@ -76,20 +90,19 @@ def verify(
     )
 
 
-def compare(traced: TracedModel, model: torch.nn.Module, inputs: Inputs) -> Comparison:
-    """The relative errors of the traced model's outputs and gradients on `inputs`."""
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    outputs = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
-    reference = [leaf for leaf in torch_pytree.tree_leaves(plain(outputs)) if isinstance(leaf, torch.Tensor)]
-    cotangents = _cotangents(reference)
-    wanted = _gradients(model, traced, reference, cotangents)
-    arrays = [to_jax(c) for c in cotangents]
-    got, gradients = _run(traced, tuple(to_jax(x) for x in given), arrays)
-    if len(got) != len(reference):
-        raise MismatchError(f"torch returns {len(reference)} tensors, the traced model {len(got)}.")
-    errors = [_error(a, b.detach(), floor=1e-6 * b.numel() ** 0.5) for a, b in zip(got, reference, strict=True)]
-    largest = max((float(np.linalg.norm(_numpy(g))) for g in wanted.values()), default=0.0)
-    slopes = {name: _error(gradients[name], g, floor=1e-3 * largest) for name, g in wanted.items()}
+def _is_rounding(comparison: Comparison, dtype: torch.dtype, ours: Comparison, torchs: Comparison) -> bool:
+    """Whether gradients are off by what rounding in `dtype` does to torch's own; `ours`, `torchs` are to float64's."""
+    agree = comparison.outputs <= _TOLERANCE[dtype][0]
+    return agree and ours.gradients <= 2 * torchs.gradients <= 2 * _OWN_ROUNDING
+
+
+def _compare(got: Results, wanted: Results) -> Comparison:
+    if len(got.outputs) != len(wanted.outputs):
+        raise MismatchError(f"torch returns {len(wanted.outputs)} tensors, the traced model {len(got.outputs)}.")
+    pairs = zip(got.outputs, wanted.outputs, strict=True)
+    errors = [_error(a, b, floor=1e-6 * b.numel() ** 0.5) for a, b in pairs]
+    largest = max((float(np.linalg.norm(_numpy(g))) for g in wanted.gradients.values()), default=0.0)
+    slopes = {name: _error(got.gradients[name], g, floor=1e-3 * largest) for name, g in wanted.gradients.items()}
     worst = max(slopes, key=lambda name: slopes[name], default="")
     return Comparison(max(errors, default=0.0), slopes.get(worst, 0.0), worst)
 
@@ -101,8 +114,9 @@ def compute_dtype(model: torch.nn.Module, inputs: Inputs) -> torch.dtype:
     return next((dtype for dtype in reversed(_FLOATS) if dtype in found), torch.float32)
 
 
-def _run(traced: TracedModel, inputs: tuple[Any, ...], cotangents: list[Any]) -> tuple[list[Any], Any]:
-    arrays, join = split_arrays(inputs)
+def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.Tensor]) -> Results:
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    arrays, join = split_arrays(tuple(to_jax(x) for x in given))
 
     def both(buffers: Any, params: Any, cotangents: Any, arrays: Any) -> Any:
         def floats(params: Any) -> Any:
@@ -117,34 +131,37 @@ def _run(traced: TracedModel, inputs: tuple[Any, ...], cotangents: list[Any]) ->
     # compiled once for a single call: leave out the optimisation that a user's own jit will do
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     cpu = jax.default_backend() == "cpu"
-    return jax.jit(both, compiler_options=options if cpu else None)(traced.buffers, traced.params, cotangents, arrays)
+    run = jax.jit(both, compiler_options=options if cpu else None)
+    return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
 
 def _cotangents(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)  # never touch torch's global random state
-    return [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype).to(x.device)
-        for x in outputs
-        if x.is_floating_point() or x.is_complex()
-    ]
+    return [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
 
 
-def _gradients(
-    model: torch.nn.Module, traced: TracedModel, outputs: list[torch.Tensor], cotangents: list[torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    params = {name: p for name, p in model.named_parameters() if name in traced.params}
+def _torch_results(
+    model: torch.nn.Module, inputs: Inputs, names: Container[str], cotangents: list[torch.Tensor] | None = None
+) -> tuple[Results, list[torch.Tensor]]:
+    """What torch gives for the named parameters, and the cotangents: random, or those given in the outputs' dtype."""
+    given = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
+    outputs = [leaf for leaf in torch_pytree.tree_leaves(plain(given)) if isinstance(leaf, torch.Tensor)]
     floats = [x for x in outputs if x.is_floating_point() or x.is_complex()]
-    pairs = [(x, c) for x, c in zip(floats, cotangents, strict=True) if x.requires_grad]
-    if not params or not pairs:
-        return {}
-    grads = torch.autograd.grad(
-        [x for x, _ in pairs], list(params.values()), [c for _, c in pairs], allow_unused=True, materialize_grads=True
+    drawn = (
+        _cotangents(floats) if cotangents is None else [c.to(x.dtype) for c, x in zip(cotangents, floats, strict=True)]
     )
-    return dict(zip(params, grads, strict=True))
+    params = {name: p for name, p in model.named_parameters() if name in names}
+    pairs = [(x, c) for x, c in zip(floats, drawn, strict=True) if x.requires_grad]
+    gradients: dict[str, Any] = {}
+    if params and pairs:
+        ends, starts = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(ends, list(params.values()), starts, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(params, grads, strict=True))
+    return Results([x.detach() for x in outputs], gradients), drawn
 
 
 def _error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
-    a, b = np.asarray(got), _numpy(wanted)
+    a, b = _numpy(got) if isinstance(got, torch.Tensor) else np.asarray(got), _numpy(wanted)
     if a.shape != b.shape:
         return np.inf
     if a.dtype.kind in "biu":
