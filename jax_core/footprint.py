@@ -64,7 +64,7 @@ def _footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
     for equation in _equations(jaxpr):
         convolves |= equation.primitive.name == "conv_general_dilated"
         written += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "dtype"))
-    return Footprint(written, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), convolves)
+    return Footprint(written, trees.get_bytes(params), convolves)
 
 
 def example_of(batch: Batch) -> Any:

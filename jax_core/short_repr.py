@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import jax
 from jax.core import Tracer
 
 
+@dataclass(frozen=True, repr=False)
 class ShortRepr:
     """For dataclasses with ``repr=False``: arrays appear as ``float32[664,100]``, single numbers as they are."""
 
     def __repr__(self) -> str:
         """The class with its fields."""
-        shown = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # pyright: ignore[reportArgumentType]
+        shown = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))
         return f"{type(self).__name__}({shown})"
 
 

@@ -19,6 +19,11 @@ def get_size(tree: Params) -> int:
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def get_bytes(tree: Params) -> int:
+    """Memory that the leaves of a pytree take (arrays or shape structs)."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def create_pytree_flattener(
     tree: Params,
 ) -> tuple[Callable[[Params], Float[Array, " P"]], Callable[[Float[Array, " P"]], Params]]:

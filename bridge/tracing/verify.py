@@ -65,8 +65,8 @@ def verify(
     """Raise `MismatchError` where the traced model is not the torch model.
 
     Networks with kinks amplify the rounding of float32: outputs agree and gradients do not, torch's own neither. So
-    gradients that are as near to torch's in float64 as torch's own are accepted; any other mismatch is judged again in
-    float64, on copies of the model and the trace.
+    gradients no more than twice as far from torch's in float64 as torch's own are accepted; any other mismatch is
+    judged again in float64, on copies of the model and the trace.
     """
     wanted, cotangents = _torch_results(model, inputs, traced.params)
     got = _traced_results(traced, inputs, cotangents)

@@ -13,8 +13,9 @@ from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
 from jax_core.curvature.product_stream import in_groups
-from jax_core.footprint import chunk_size, example_of, footprint, group_size
+from jax_core.footprint import chunk_size, example_of, footprint
 from jax_core.likelihoods import Likelihood
+from jax_core.trees import get_bytes
 from jax_core.types import ModelFn, Params
 
 # Residuals are about a fifth of what a forward pass writes: pieces may be larger than a whole product's.
@@ -40,7 +41,7 @@ class KeptProducts:
         self.params, self.likelihood, self.sums = params, likelihood, DataSums()
         self._kept: list[Linearized] = []
         for number, batch in enumerate(passes):
-            self._group = group_size(footprint(model_fn, params, example_of(batch)))
+            self._size = footprint(model_fn, params, example_of(batch))
             for part in pieces(batch, _piece_size(model_fn, params, batch)):
                 linear, data = _linearize(model_fn, params, likelihood, part)
                 self.sums.add(data, number)
@@ -55,7 +56,7 @@ class KeptProducts:
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors."""
-        return jnp.concatenate([self.product(group) for group in in_groups(rows, self._group)])
+        return jnp.concatenate([self.product(group) for group in in_groups(rows, self._size)])
 
 
 def residual_bytes(model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch) -> float:
@@ -63,7 +64,7 @@ def residual_bytes(model_fn: ModelFn, params: Params, likelihood: Likelihood, ba
     size = min(_piece_size(model_fn, params, batch), jax.tree.leaves(batch.input)[0].shape[0])
     part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
     linear, _ = jax.eval_shape(_linearize, model_fn, params, likelihood, part)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(linear)) / size
+    return get_bytes(linear) / size
 
 
 def _piece_size(model_fn: ModelFn, params: Params, batch: Batch) -> int:

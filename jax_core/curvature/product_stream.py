@@ -10,7 +10,7 @@ from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
-from jax_core.footprint import example_of, footprint, group_size, sum_over_chunks
+from jax_core.footprint import Footprint, example_of, footprint, group_size, sum_over_chunks
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 
@@ -51,8 +51,7 @@ class ProductStream:
         passes = self.passes if vectors.ndim == 1 else self.passes.shown("Curvature")
         for number, batch in enumerate(passes):
             if not groups:
-                size = footprint(self.model_fn, self.params, example_of(batch))
-                groups = [vectors] if vectors.ndim == 1 else in_groups(vectors, group_size(size))
+                groups = self._groups(vectors, batch)
                 totals = [jnp.zeros_like(group) for group in groups]
             for i, group in enumerate(groups):
                 totals[i], data = _add(self.model_fn, self.params, self.likelihood, group, batch, totals[i])
@@ -61,10 +60,16 @@ class ProductStream:
         self.sums = self.sums or sums
         return totals
 
+    def _groups(self, vectors: Float[Array, "*K P"], batch: Batch) -> list[Array]:
+        if vectors.ndim == 1:
+            return [vectors]
+        return in_groups(vectors, footprint(self.model_fn, self.params, example_of(batch)))
 
-def in_groups(rows: Float[Array, "K P"], size: int) -> list[Float[Array, "G P"]]:
+
+def in_groups(rows: Float[Array, "K P"], size: Footprint) -> list[Float[Array, "G P"]]:
     """A block of vectors as groups that share a linearisation in one call."""
-    return [rows[i : i + size] for i in range(0, rows.shape[0], size)]
+    group = group_size(size)
+    return [rows[i : i + group] for i in range(0, rows.shape[0], group)]
 
 
 @jax.jit

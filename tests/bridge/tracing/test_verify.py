@@ -35,7 +35,10 @@ def with_gradients(traced, factor):
 
 def test_wrong_gradients_are_refused_though_outputs_agree():
     model, inputs = network()
-    trace = lambda model, inputs: with_gradients(trace_export(model, inputs), 1.001)  # noqa: E731
+
+    def trace(model, inputs):
+        return with_gradients(trace_export(model, inputs), 1.001)
+
     with pytest.raises(bridge.MismatchError, match=r"gradients 1\.0e-03 .* In float64: .*gradients 1\.0e-03"):
         verify(trace(model, inputs), model, inputs, trace)
 
@@ -66,8 +69,8 @@ def test_mismatch_in_float32_is_traced_again_in_float64():
     ],
 )
 def test_gradients_pass_only_where_torchs_own_rounding_is_as_large(outputs, ours, torchs, passes):
-    of = lambda gradients: Comparison(outputs, gradients, "weight")  # noqa: E731
-    assert _is_rounding(of(3e-3), F32, of(ours), of(torchs)) is passes
+    compared, *exact = (Comparison(outputs, gradients, "weight") for gradients in (3e-3, ours, torchs))
+    assert _is_rounding(compared, F32, *exact) is passes
 
 
 def test_float64_judges_with_the_same_cotangents():
