@@ -175,7 +175,7 @@ def _cast(result: Any, dtypes: Any) -> Any:
         return [_cast(item, dtype) for item, dtype in zip(result, dtypes, strict=True)]
     if dtypes is None:
         return result
-    if isinstance(result, ChannelsLast):
-        return ChannelsLast(_cast(result.array, dtypes))
     wanted = jax_dtype(dtypes)
+    if isinstance(result, ChannelsLast):
+        return result.astype(wanted)
     return result if getattr(result, "dtype", None) == wanted else jnp.asarray(result, wanted)

@@ -14,6 +14,7 @@ from bridge.tracing.lowering import (
     recurrent,
     reduction,
     shape,
+    transposed_convolution,
     unfolding,
 )
 from bridge.tracing.lowering.registry import LOWERINGS, ChannelsLast, Lowering, logical, lowers
@@ -37,5 +38,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "shape",
+    "transposed_convolution",
     "unfolding",
 ]

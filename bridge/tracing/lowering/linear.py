@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Array
 
 from bridge.tracing.lowering.reduction import vector_norm
-from bridge.tracing.lowering.registry import lowers
+from bridge.tracing.lowering.registry import lowers, spread
 
 aten = torch.ops.aten
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     r"""$x W^\top + b$."""
     out = jnp.matmul(x, weight.T)
-    return out if bias is None else out + bias
+    return out if bias is None else out + spread(bias, out.shape)
 
 
 @lowers(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)

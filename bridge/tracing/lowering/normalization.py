@@ -11,7 +11,7 @@ import torch
 from jax import lax
 from jaxtyping import Array
 
-from bridge.tracing.lowering.registry import ChannelsLast, lowers
+from bridge.tracing.lowering.registry import ChannelsLast, Convolved, lowers, spread
 
 aten = torch.ops.aten
 
@@ -32,15 +32,18 @@ def batch_norm(
     cudnn_enabled: bool = True,
 ) -> Any:
     """Channels normalised by their running statistics, or by the batch's where there are none."""
-    array, axis = _channels(x)
-    wide = _at_least_float32(array)
+    array: Array | None = None
     if training or running_mean is None or running_var is None:
-        axes = tuple(i for i in range(array.ndim) if i != axis)
+        array, axis = _channels(x)
+        wide, axes = _at_least_float32(array), tuple(i for i in range(array.ndim) if i != axis)
         running_mean, running_var = jnp.mean(wide, axes), jnp.var(wide, axes)
     scale = lax.rsqrt(_at_least_float32(running_var) + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    return _like(x, _affine(wide, scale, shift, axis).astype(array.dtype))
+    if array is None and isinstance(x, Convolved) and x.can_scale:
+        return x.scaled(scale, shift)
+    array, axis = _channels(x)
+    return _like(x, _affine(_at_least_float32(array), scale, shift, axis).astype(array.dtype))
 
 
 @lowers(aten._native_batch_norm_legit_no_training.default, layout="own")
@@ -69,6 +72,8 @@ def layer_norm(
     """The last axes normalised to mean zero and variance one."""
     axes = tuple(range(-len(normalized_shape), 0))
     out = _standardize(_at_least_float32(x), axes, eps)
+    if len(normalized_shape) == 1:
+        return _affine(out, weight, bias, out.ndim - 1).astype(x.dtype)
     out = out if weight is None else out * weight
     return (out if bias is None else out + bias).astype(x.dtype)
 
@@ -130,9 +135,11 @@ def _standardize(x: Array, axes: tuple[int, ...], eps: float) -> Array:
 
 
 def _affine(x: Array, scale: Array | None, shift: Array | None, axis: int) -> Array:
-    shape = (-1,) + (1,) * (x.ndim - 1 - axis)
-    x = x if scale is None else x * scale.reshape(shape)
-    return x if shift is None else x + shift.reshape(shape)
+    def wide(channels: Array) -> Array:
+        return spread(channels, x.shape) if axis == x.ndim - 1 else channels.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+
+    x = x if scale is None else x * wide(scale)
+    return x if shift is None else x + wide(shift)
 
 
 def _channels(x: Any) -> tuple[Array, int]:

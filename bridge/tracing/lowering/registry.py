@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -14,21 +15,65 @@ Layout = Literal["torch", "elementwise", "own"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class ChannelsLast:
     """A value that torch sees as `(N, C, *spatial)` and that is stored as `(N, *spatial, C)`.
 
     Convolutions, pooling and normalisation run on it without transposing; every other lowering gets and gives
-    arrays in torch's order, and the interpreter converts at the edge.
+    arrays in torch's order of axes, and the interpreter converts at the edge.
     """
 
-    array: Array
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    @property
+    def array(self) -> Array:
+        """The array as it is stored."""
+        return self._array
 
     @property
     def logical(self) -> Array:
         """The array in torch's order of axes."""
         return jnp.moveaxis(self.array, -1, 1)
+
+    def astype(self, dtype: Any) -> ChannelsLast:
+        """The same in another dtype."""
+        return self if self.array.dtype == dtype else ChannelsLast(self.array.astype(dtype))
+
+
+class Convolved(ChannelsLast):
+    """What a convolution gives, computed when it is first read.
+
+    A normalisation with fixed statistics that follows rescales the kernel instead of the result. Forward that costs
+    nothing less, but the gradient of its scale then comes from the kernel's: otherwise it is a sum over every pixel of
+    a product, which XLA's CPU backend computes at 3 to 13 ns an element (ResNet-50: a seventh of its gradient).
+    """
+
+    def __init__(self, convolve: Callable[[Array], Array], weight: Array, bias: Array | None, dtype: Any) -> None:
+        self._convolve, self._weight, self._bias, self._dtype = convolve, weight, bias, dtype
+        self._result: Array | None = None
+
+    @property
+    def array(self) -> Array:
+        """The result as it is stored."""
+        if self._result is None:
+            out = self._convolve(self._weight)
+            self._result = out if self._bias is None else out + spread(self._bias, out.shape)
+        return self._result
+
+    def astype(self, dtype: Any) -> ChannelsLast:
+        """The same in another dtype; not computed where it has that one."""
+        return self if self.can_scale and self._dtype == dtype else super().astype(dtype)
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether a rescaled kernel rounds no worse than a rescaled result: half precision would."""
+        return self._weight.dtype == self._dtype and self._dtype in (jnp.float32, jnp.float64)
+
+    def scaled(self, scale: Array, shift: Array) -> Convolved:
+        """The convolution whose outputs are `scale` times these plus `shift`, a number each per channel."""
+        weight = self._weight * scale.reshape(-1, *(1,) * (self._weight.ndim - 1))
+        bias = shift if self._bias is None else self._bias * scale + shift
+        return Convolved(self._convolve, weight, bias, self._dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +90,11 @@ class Lowering:
         values = [value for value in [*args, *kwargs.values()] if isinstance(value, ChannelsLast)]
         if self.layout == "torch" or not values:
             return self.function(*map(logical, args), **{name: logical(value) for name, value in kwargs.items()})
-        ndim = values[0].array.ndim
-        if any(_rank(value) > ndim for value in [*args, *kwargs.values()]):
+        shape = values[0].array.shape
+        if any(_rank(value) > len(shape) for value in [*args, *kwargs.values()]):
             return self.function(*map(logical, args), **{name: logical(value) for name, value in kwargs.items()})
-        kwargs = {name: _last(value, ndim) for name, value in kwargs.items()}
-        return ChannelsLast(self.function(*(_last(value, ndim) for value in args), **kwargs))
+        kwargs = {name: _last(value, shape) for name, value in kwargs.items()}
+        return ChannelsLast(self.function(*(_last(value, shape) for value in args), **kwargs))
 
 
 LOWERINGS: dict[Any, Lowering] = {}
@@ -78,6 +123,19 @@ def lowers(*operators: Any, layout: Layout = "torch") -> Callable[[F], F]:
     return register
 
 
+def spread(channels: Array, shape: Sequence[int]) -> Array:
+    """One number per channel, repeated over an array of `shape` whose last axis holds the channels.
+
+    As broadcasting would, but by way of two axes, rows of many channels side by side: its transpose is then a sum of
+    long rows, not fused into what it sums. XLA's CPU backend takes 0.3 to 0.6 ns an element for that, and 1 to 13 ns
+    for the sum over all axes but the last.
+    """
+    if len(shape) < 3:
+        return jnp.broadcast_to(channels, shape)
+    row = jnp.broadcast_to(channels, (shape[-2], shape[-1])).reshape(-1)
+    return jnp.broadcast_to(row, (math.prod(shape[:-2]), row.size)).reshape(shape)
+
+
 def logical(value: Any) -> Any:
     """`value` with every array in torch's order of axes."""
     if isinstance(value, ChannelsLast):
@@ -96,10 +154,11 @@ def _rank(value: Any) -> int:
     return value.ndim if isinstance(value, jax.Array) else 0
 
 
-def _last(value: Any, ndim: int) -> Any:
-    """An operand of an elementwise function beside channels-last operands of `ndim` axes."""
+def _last(value: Any, shape: tuple[int, ...]) -> Any:
+    """An operand of an elementwise function beside a channels-last operand of `shape`."""
     if isinstance(value, ChannelsLast):
         return value.array
     if _rank(value) == 0:
         return value
-    return jnp.moveaxis(value.reshape((1,) * (ndim - value.ndim) + value.shape), 1, -1)
+    value = jnp.moveaxis(value.reshape((1,) * (len(shape) - value.ndim) + value.shape), 1, -1)
+    return spread(value.reshape(-1), shape) if value.size == shape[-1] == value.shape[-1] else value
