@@ -66,8 +66,8 @@ class Convolved(ChannelsLast):
 
     @property
     def can_scale(self) -> bool:
-        """Whether a rescaled kernel rounds no worse than a rescaled result: half precision would."""
-        return self._weight.dtype == self._dtype and self._dtype in (jnp.float32, jnp.float64)
+        """Whether to rescale the kernel: half precision would round worse, and a result once read is there to use."""
+        return self._result is None and self._weight.dtype == self._dtype and self._dtype in (jnp.float32, jnp.float64)
 
     def scaled(self, scale: Array, shift: Array) -> Convolved:
         """The convolution whose outputs are `scale` times these plus `shift`, a number each per channel."""

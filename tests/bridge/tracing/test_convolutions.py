@@ -79,7 +79,7 @@ def test_batch_norm_after_a_convolution_equals_torchs(kernel, groups, bias, affi
 
 
 class ReadsBoth(nn.Module):
-    """The convolution's result is read before its normalisation, beside it, and normalised twice."""
+    """The convolution's result is read between its normalisations, and beside them."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class ReadsBoth(nn.Module):
 
     def forward(self, x):
         y = self.conv(x)
-        return (self.scale * y).tanh() + self.two(self.one(y)) - y * self.one(y)
+        return self.two(self.one(y)) + (self.scale * y).tanh() - y * self.one(y)
 
 
 def test_a_convolution_read_beside_its_normalisation_keeps_its_own_values():
