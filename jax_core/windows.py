@@ -22,7 +22,7 @@ from jax_core.compiled import as_data
 from jax_core.interpret import interpret
 from jax_core.types import ModelFn, Params
 
-_UNFOLDED = 2**20  # elements of one example's unfolded image from which XLA's convolution is the faster one
+UNFOLDED = 2**20  # elements of one example's unfolded image from which XLA's convolution is the faster one
 _WINDOW = 64  # slices in a sum at most
 
 
@@ -71,7 +71,7 @@ def _unfolds(options: dict[str, Any], x: Array, kernel: Array) -> bool:
     sizes = [x.shape[axis] + sum(pad) for axis, pad in zip(numbers.lhs_spec[2:], options["padding"], strict=True)]
     window = [kernel.shape[axis] for axis in numbers.rhs_spec[2:]]
     positions = math.prod(_counts(sizes, window, options["window_strides"], options["rhs_dilation"]))
-    return positions * kernel.size // kernel.shape[numbers.rhs_spec[0]] <= _UNFOLDED
+    return positions * kernel.size // kernel.shape[numbers.rhs_spec[0]] <= UNFOLDED
 
 
 def _convolve(options: dict[str, Any], x: Array, kernel: Array) -> Array:
@@ -82,7 +82,7 @@ def _convolve(options: dict[str, Any], x: Array, kernel: Array) -> Array:
     x = jnp.transpose(x, (batch, *spatial, channel))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in options["padding"]), (0, 0, 0)])
     extents = [kernel.shape[axis] for axis in window]
-    slices = _slices(x, (1, *extents, 1), (1, *options["window_strides"], 1), (1, *options["rhs_dilation"], 1))
+    slices = window_slices(x, (1, *extents, 1), (1, *options["window_strides"], 1), (1, *options["rhs_dilation"], 1))
     unfolded = slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)  # (N, *out, K * C)
     matrix = jnp.transpose(kernel, (*window, into, out)).reshape(-1, kernel.shape[out])
     product = lax.dot_general(
@@ -102,7 +102,7 @@ def _slices_well(options: dict[str, Any]) -> bool:
 
 def _window_sum(options: dict[str, Any], x: Array) -> Array:
     x = lax.pad(x, jnp.zeros((), x.dtype), [(lo, hi, 0) for lo, hi in options["padding"]])
-    slices = _slices(x, options["window_dimensions"], options["window_strides"], options["window_dilation"])
+    slices = window_slices(x, options["window_dimensions"], options["window_strides"], options["window_dilation"])
     return sum(slices[1:], slices[0])
 
 
@@ -111,7 +111,7 @@ def _counts(sizes: Sequence[int], window: Sequence[int], strides: Sequence[int],
     return [(n - d * (w - 1) - 1) // s + 1 for n, w, s, d in zip(sizes, window, strides, dilation, strict=True)]
 
 
-def _slices(x: Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> list[Array]:
+def window_slices(x: Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> list[Array]:
     """What each position of the window sees of ``x``, in row-major order."""
     sizes = _counts(x.shape, window, strides, dilation)
     found = []

@@ -109,9 +109,9 @@ def test_large_images_keep_the_backends_convolution(monkeypatch):
         return lax.conv_general_dilated(x, p, (1, 1), "VALID")
 
     x, params = jnp.ones((1, 3, 10, 10)), jnp.ones((4, 3, 3, 3))
-    monkeypatch.setattr(windows, "_UNFOLDED", 8 * 8 * 27 - 1)
+    monkeypatch.setattr(windows, "UNFOLDED", 8 * 8 * 27 - 1)
     assert "conv_general_dilated" in primitives_of(suited_to_backend(model), x, params)
-    monkeypatch.setattr(windows, "_UNFOLDED", 8 * 8 * 27)
+    monkeypatch.setattr(windows, "UNFOLDED", 8 * 8 * 27)
     assert "conv_general_dilated" not in primitives_of(suited_to_backend(model), x, params)
 
 

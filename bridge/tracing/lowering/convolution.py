@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers, spread
+from jax_core.windows import UNFOLDED, window_slices
 
 aten = torch.ops.aten
 Ints = int | Sequence[int]
@@ -24,34 +25,18 @@ _GROUP_WIDTH = 32  # input channels of a matrix product, up to which narrower gr
 _LARGE_MAP = 64 * 64  # pixels, above which the gradient of XLA's kernel falls from 26 to 80 Gflop/s to 5
 
 
-@lowers(aten.conv1d.default, aten.conv1d.padding, layout="own")
-def conv1d(
+@lowers(
+    *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
+    *(aten.conv3d.default, aten.conv3d.padding),
+    layout="own",
+)
+def convolution(
     x: Any, weight: Array, bias: Any = None, stride: Ints = 1, padding: Any = 0, dilation: Ints = 1, groups: int = 1
 ) -> Any:
-    """A convolution over one axis."""
-    return _convolve(x, weight, bias, stride, padding, dilation, groups)
-
-
-@lowers(aten.conv2d.default, aten.conv2d.padding, layout="own")
-def conv2d(
-    x: Any, weight: Array, bias: Any = None, stride: Ints = 1, padding: Any = 0, dilation: Ints = 1, groups: int = 1
-) -> Any:
-    """A convolution over two axes."""
-    return _convolve(x, weight, bias, stride, padding, dilation, groups)
-
-
-@lowers(aten.conv3d.default, aten.conv3d.padding, layout="own")
-def conv3d(
-    x: Any, weight: Array, bias: Any = None, stride: Ints = 1, padding: Any = 0, dilation: Ints = 1, groups: int = 1
-) -> Any:
-    """A convolution over three axes."""
-    return _convolve(x, weight, bias, stride, padding, dilation, groups)
-
-
-def _convolve(x: Any, weight: Array, bias: Any, stride: Ints, padding: Any, dilation: Ints, groups: int) -> Any:
+    """A convolution over one to three axes."""
     spatial = weight.ndim - 2
     if not isinstance(x, ChannelsLast) and x.ndim == spatial + 1:  # one example without a batch axis
-        return _convolve(x[None], weight, bias, stride, padding, dilation, groups).logical[0]
+        return convolution(x[None], weight, bias, stride, padding, dilation, groups).logical[0]
     steps, holes = per_axis(stride, spatial), per_axis(dilation, spatial)
     widths = _widths(padding, weight.shape[2:], holes)
     array = channels_last(x)
@@ -61,26 +46,25 @@ def _convolve(x: Any, weight: Array, bias: Any, stride: Ints, padding: Any, dila
 
 def _way(x: Array, weight: Array, stride: Sequence[int], groups: int) -> Callable[..., Array]:
     """The one place that chooses how a convolution is computed."""
+    if jax.default_backend() != "cpu":
+        return _by_xla
     if _prefers_xla(x, weight, stride, groups):
-        large = jax.default_backend() == "cpu" and math.prod(_sizes(x, stride)) > _LARGE_MAP
-        return _by_xla_but_weights if large else _by_xla
+        return _by_xla_but_weights if math.prod(_sizes(x, stride)) > _LARGE_MAP else _by_xla
     return _by_shifts if groups > 1 and weight.shape[1] == 1 else _by_patches
 
 
 def _prefers_xla(x: Array, weight: Array, stride: Sequence[int], groups: int) -> bool:
-    """Whether XLA's own convolution is the better one.
+    """Whether XLA's own convolution is the better one on the CPU.
 
-    Off the CPU it always is. On the CPU (two cores, batches of 8, channels-last, forward and vjp against torch's):
+    There (two cores, batches of 8, channels-last, forward and vjp against torch's):
     3 x 3 over 56 x 56 x 64, XLA 0.65 and 0.76 of torch's time, patches 2.1 and 1.2; over 7 x 7 x 512, XLA 0.71 and
     0.55, patches 1.0 and 0.61; 1 x 1, XLA 0.32 and 0.94, patches 0.29 and 0.28. With groups XLA's vjp takes 20 to 30
     times torch's, and vmapped vjps (per-sample Jacobians) turn every XLA convolution into one with groups: so patches
     unless one example's unfolded image passes a million elements.
     """
-    if jax.default_backend() != "cpu":
-        return True
     if groups > 1 or all(k == 1 for k in weight.shape[2:]):
         return False
-    return math.prod(_sizes(x, stride)) * math.prod(weight.shape[1:]) > 2**20
+    return math.prod(_sizes(x, stride)) * math.prod(weight.shape[1:]) > UNFOLDED
 
 
 def _sizes(x: Array, stride: Sequence[int]) -> list[int]:
@@ -94,13 +78,13 @@ def per_axis(value: Ints, spatial: int) -> tuple[int, ...]:
     return values * spatial if len(values) == 1 else values
 
 
-def _widths(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+def _widths(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
     if padding == "valid":
-        return [(0, 0)] * len(kernel)
+        return ((0, 0),) * len(kernel)
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(p, p) for p in per_axis(padding, len(kernel))]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in per_axis(padding, len(kernel)))
 
 
 def _by_patches(
@@ -191,19 +175,12 @@ def _slices(
     """What each position of the kernel sees of `x`."""
     if any(p != (0, 0) for p in padding):
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    axes = zip(x.shape[1:-1], kernel, stride, dilation, strict=True)
-    sizes = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in axes]
-    return [_shifted(x, [i * d for i, d in zip(at, dilation, strict=True)], sizes, stride) for at in offsets(kernel)]
+    return window_slices(x, (1, *kernel, 1), (1, *stride, 1), (1, *dilation, 1))
 
 
 def offsets(kernel: Sequence[int]) -> list[tuple[int, ...]]:
     """The positions within a window, in row-major order."""
     return list(itertools.product(*map(range, kernel)))
-
-
-def _shifted(x: Array, start: Sequence[int], sizes: Sequence[int], stride: Sequence[int]) -> Array:
-    limits = [a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, stride, strict=True)]
-    return lax.slice(x, (0, *start, 0), (x.shape[0], *limits, x.shape[-1]), (1, *stride, 1))
 
 
 def _by_xla(
@@ -221,6 +198,7 @@ def _by_xla(
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 def _by_xla_but_weights(
     x: Array,
     weight: Array,
@@ -230,22 +208,15 @@ def _by_xla_but_weights(
     groups: int,
 ) -> Array:
     """XLA's convolution, whose derivative by the weights goes by patches, unfolded anew in the backward pass."""
-    return _hybrid(x, weight, tuple(stride), tuple(padding), tuple(dilation), groups)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _hybrid(x: Array, weight: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Array:
     return _by_xla(x, weight, stride, padding, dilation, groups)
 
 
-def _hybrid_jvp(stride: Any, padding: Any, dilation: Any, groups: int, primals: Any, tangents: Any) -> Any:
+@functools.partial(_by_xla_but_weights.defjvp, symbolic_zeros=True)
+def _by_xla_but_weights_jvp(stride: Any, padding: Any, dilation: Any, groups: int, primals: Any, tangents: Any) -> Any:
     (x, weight), (dx, dweight) = primals, tangents
     options = (stride, padding, dilation, groups)
     unfold = jax.checkpoint(lambda x, w: _by_patches(x, w, *options))
     terms = [] if isinstance(dx, SymbolicZero) else [_by_xla(dx, weight, *options)]
     terms += [] if isinstance(dweight, SymbolicZero) else [unfold(x, dweight)]
-    out = _hybrid(x, weight, *options)
+    out = _by_xla_but_weights(x, weight, *options)
     return out, functools.reduce(operator.add, terms) if terms else jnp.zeros_like(out)
-
-
-_hybrid.defjvp(_hybrid_jvp, symbolic_zeros=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,10 +73,7 @@ def layer_norm(
     """The last axes normalised to mean zero and variance one."""
     axes = tuple(range(-len(normalized_shape), 0))
     out = _standardize(_at_least_float32(x), axes, eps)
-    if len(normalized_shape) == 1:
-        return _affine(out, weight, bias, out.ndim - 1).astype(x.dtype)
-    out = out if weight is None else out * weight
-    return (out if bias is None else out + bias).astype(x.dtype)
+    return _affine_last(out, weight, bias, axes).astype(x.dtype)
 
 
 @lowers(aten.group_norm.default, layout="own")
@@ -126,7 +124,7 @@ def rms_norm(x: Array, normalized_shape: Sequence[int], weight: Array | None = N
     eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
     axes = tuple(range(-len(normalized_shape), 0))
     out = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axes, keepdims=True) + eps)
-    return (out if weight is None else out * weight).astype(x.dtype)
+    return _affine_last(out, weight, None, axes).astype(x.dtype)
 
 
 def _standardize(x: Array, axes: tuple[int, ...], eps: float) -> Array:
@@ -140,6 +138,14 @@ def _affine(x: Array, scale: Array | None, shift: Array | None, axis: int) -> Ar
 
     x = x if scale is None else x * wide(scale)
     return x if shift is None else x + wide(shift)
+
+
+def _affine_last(x: Array, scale: Array | None, shift: Array | None, axes: tuple[int, ...]) -> Array:
+    """A number for each element of the last axes, which are one axis of channels for :func:`_affine`."""
+    channels = math.prod(x.shape[axis] for axis in axes)
+    flat = x.reshape(*x.shape[: -len(axes)], channels)
+    scale, shift = (None if value is None else value.reshape(channels) for value in (scale, shift))
+    return _affine(flat, scale, shift, flat.ndim - 1).reshape(x.shape)
 
 
 def _channels(x: Any) -> tuple[Array, int]:

@@ -16,8 +16,8 @@ from bridge.tracing.lowering.registry import ChannelsLast, channels_last, lowers
 aten = torch.ops.aten
 
 
-@lowers(aten.conv_transpose1d.default, layout="own")
-def conv_transpose1d(
+@lowers(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input, layout="own")
+def transposed_convolution(
     x: Any,
     weight: Array,
     bias: Any = None,
@@ -27,49 +27,15 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: Ints = 1,
 ) -> Any:
-    """The transpose of a convolution over one axis."""
-    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    """The transpose of a convolution over one to three axes.
 
-
-@lowers(aten.conv_transpose2d.input, layout="own")
-def conv_transpose2d(
-    x: Any,
-    weight: Array,
-    bias: Any = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    output_padding: Ints = 0,
-    groups: int = 1,
-    dilation: Ints = 1,
-) -> Any:
-    """The transpose of a convolution over two axes."""
-    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-@lowers(aten.conv_transpose3d.input, layout="own")
-def conv_transpose3d(
-    x: Any,
-    weight: Array,
-    bias: Any = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    output_padding: Ints = 0,
-    groups: int = 1,
-    dilation: Ints = 1,
-) -> Any:
-    """The transpose of a convolution over three axes."""
-    return _convolve_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-def _convolve_transposed(
-    x: Any, weight: Array, bias: Any, stride: Ints, padding: Ints, extra: Ints, groups: int, dilation: Ints
-) -> Any:
-    """One matrix product gives what each element adds to its window; the windows are then summed in place."""
+    One matrix product gives what each element adds to its window; the windows are then summed in place.
+    """
     spatial = weight.ndim - 2
     if not isinstance(x, ChannelsLast) and x.ndim == spatial + 1:
-        out = _convolve_transposed(x[None], weight, bias, stride, padding, extra, groups, dilation)
+        out = transposed_convolution(x[None], weight, bias, stride, padding, output_padding, groups, dilation)
         return out.logical[0]
-    steps, crops, extras, holes = (per_axis(v, spatial) for v in (stride, padding, extra, dilation))
+    steps, crops, extras, holes = (per_axis(v, spatial) for v in (stride, padding, output_padding, dilation))
     array = channels_last(x)
     kernel = weight.shape[2:]
     grouped = array.reshape(*array.shape[:-1], groups, -1)  # (N, *in, G, C/G)

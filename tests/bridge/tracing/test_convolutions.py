@@ -43,18 +43,18 @@ def test_large_maps_have_per_sample_jacobians_and_second_derivatives():
     names = [name for name, _ in model.named_parameters()]
     weights = tuple(p.detach() for p in model.parameters())
 
-    def total(*values):
-        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,)).square().sum()
-
-    def one(*values):
+    def outputs(*values):
         return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    def total(*values):
+        return outputs(*values).square().sum()
 
     with jax.enable_x64(True):
         traced = trace(model, (x,), verify=False)
         arrays = to_jax(x)
         per_sample = jax.vmap(jax.jacrev(lambda p, a: traced.apply(p, a[None])[0]), (None, 0))(traced.params, arrays)
         hessian = jax.jacfwd(jax.grad(lambda p: (traced.apply(p, arrays) ** 2).sum()))(traced.params)
-        wanted = torch.autograd.functional.jacobian(one, weights)
+        wanted = torch.autograd.functional.jacobian(outputs, weights)
         for name, jacobian in zip(names, wanted, strict=True):
             np.testing.assert_allclose(per_sample[name], jacobian.numpy(), atol=1e-12)
         second = torch.autograd.functional.hessian(total, weights)
