@@ -28,6 +28,7 @@ def ours(size):
     from bridge.prediction import OneExample
     from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data, get_size
     from jax_core.curvature.jacobian_stream import JacobianStream
+    from jax_core.source import Source
 
     model, images, labels, forward = setting(size)
     traced = trace(model, images[:2])
@@ -39,9 +40,9 @@ def ours(size):
     )
     vector = jax.tree.map(jnp.ones_like, traced.params)
     one = median_seconds(lambda: jax.block_until_ready(product(vector, data)))
-    stream = JacobianStream(
-        OneExample.of(traced), traced.params, Categorical(), LoaderPasses([(data["input"], data["target"])])
-    )
+    passes = LoaderPasses([(data["input"], data["target"])])
+    source, _ = Source(OneExample.of(traced), traced.params, Categorical(), passes).in_order_of_gradients()
+    stream = JacobianStream(source.model_fn, source.params, source.likelihood, passes)
     block = jnp.ones((VECTORS, get_size(traced.params)))
     many = median_seconds(lambda: jax.block_until_ready(stream.block(block)), rounds=5)
     return {"forward": forward, "one": one, "block": many / VECTORS}

@@ -95,19 +95,6 @@ class FactoredRows:
     right: tuple[Float[Array, "B I"], ...]
     layout: Layout = field(metadata={"static": True})
 
-    def times(self, columns: Float[Array, "P R"]) -> Float[Array, "B C R"]:
-        """``J columns``."""
-        total = self.plain @ jnp.concatenate([columns[s.part] for s in self.layout.plain] or [columns[:0]])
-        for left, right, slot in zip(self.left, self.right, self.layout.factored, strict=True):
-            stored = columns[slot.part].reshape(*slot.shape, -1)
-            if slot.out_first:
-                pushed = _each(lambda matrix, x=right: x @ matrix, stored)  # (O, B, R)
-                total = total + jnp.einsum("bco,obr->bcr", left, pushed)
-            else:
-                pushed = (right @ stored.reshape(slot.shape[0], -1)).reshape(len(right), slot.shape[1], -1)
-                total = total + left @ pushed
-        return total
-
     def times_rows(self, parts: Parts) -> Float[Array, "B C K"]:
         """``J rows^T`` for vectors cut by :meth:`Layout.split`."""
         plain, factored = parts
@@ -157,12 +144,3 @@ class FactoredRows:
 def _each(function: Any, stacked: Array) -> Array:
     """``function`` of each matrix of a stack: a loop on the CPU, where a batched product would copy the stack."""
     return jax.lax.map(function, stacked) if jax.default_backend() == "cpu" else jax.vmap(function)(stacked)
-
-
-Rows: TypeAlias = Any
-"""Jacobian rows: an array ``(..., C, P)`` or :class:`FactoredRows`."""
-
-
-def written_out(rows: Rows) -> Float[Array, "... C P"]:
-    """Rows as one array."""
-    return rows.dense() if isinstance(rows, FactoredRows) else rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,16 @@ from jaxtyping import Array, Float
 
 from jax_core.compiled import as_data
 from jax_core.curvature.data_loader_mv import LoaderPasses
-from jax_core.curvature.data_sums import DataSums, evaluate
-from jax_core.curvature.jacobian_stream import JacobianStream
-from jax_core.curvature.kept_products import KeptProducts, residual_bytes
-from jax_core.curvature.product_stream import ProductStream
+from jax_core.curvature.data_sums import DataSums
 from jax_core.curvature.row_stream import RowStream
-from jax_core.curvature.rows import loss_rows
-from jax_core.footprint import example_of
-from jax_core.jacobians import find_layout
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
-from jax_core.lowrank.plan import Plan, Problem, cheapest, choose
+from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import gaussian_log_likelihood
 from jax_core.short_repr import ShortRepr
+from jax_core.source import Source, problem_of
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 from jax_core.windows import suited_to_backend
@@ -101,41 +96,6 @@ class FitOptions:
             check_rank(self.rank, size)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model, its loss and its data."""
-
-    model_fn: ModelFn
-    params: Params
-    likelihood: Likelihood
-    passes: LoaderPasses
-
-    @property
-    def dtype(self) -> Any:
-        """Of flat vectors."""
-        return jnp.result_type(*jax.tree.leaves(self.params))
-
-    def rows(self, tolerance: float) -> RowStream:
-        """The curvature as rows."""
-        return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
-
-    def blocks(self, plan: Plan, *, repeated: bool, keep_bytes: int) -> JacobianStream | ProductStream | KeptProducts:
-        """The curvature as products with blocks of vectors, by the plan's strategy."""
-        if plan.strategy == "jacobians":
-            return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
-        return self.products(repeated=repeated, keep_bytes=keep_bytes)
-
-    def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
-        """The curvature as products, with linearisations kept where several passes are to come and memory allows."""
-        parts = (self.model_fn, self.params, self.likelihood)
-        count = self.passes.num_samples
-        if repeated and count is not None:
-            batch = next(iter(self.passes))
-            if count * residual_bytes(*parts, batch) <= keep_bytes:
-                return KeptProducts(*parts, self.passes)
-        return ProductStream(*parts, self.passes)
-
-
 def fit_curvature(
     model_fn: ModelFn,
     params: Params,
@@ -164,10 +124,12 @@ def fit_curvature(
     options.check(get_size(params))
     source = Source(as_data(suited_to_backend(model_fn)), params, likelihood, passes)
     plan = make_plan(source, options) if options.structure == "lowrank" else None
-    if plan is not None:
+    if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)
     else:
-        curvature, sums = _full(source) if options.structure == "full" else _diagonal(source)
+        ordered, order = source.in_order_of_gradients()
+        curvature, sums = _by_rows(ordered, options, plan, key)
+        curvature = curvature if order.as_stored else curvature.permute(order.places(params))
     total = sums.samples if num_total_samples is None else num_total_samples
     factor = total / sums.samples
     return Fitted(curvature.rescale(factor), sums.nll * factor, sums.samples, total, sums.outputs_per_sample, plan)
@@ -179,7 +141,7 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
         return Plan(options.method, "products", "asked for")
-    problem = _problem(source, options)
+    problem = problem_of(source, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=options.tolerance)
     if options.method == "lobpcg":
         return Plan("lobpcg", cheapest(problem, "products", "jacobians"), "asked for")
     plan = choose(problem)
@@ -188,33 +150,10 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     return Plan("nystrom", cheapest(problem), "asked for")
 
 
-def _problem(source: Source, options: FitOptions) -> Problem:
-    batch = next(iter(source.passes))
-    outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
-    per_sample = outputs[0].size
-    few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
-    rows = float(per_sample)
-    if per_sample <= 256:
-        rows = len(loss_rows(source.likelihood, few, target, options.tolerance)[0]) / few.shape[0]
-    layout = find_layout(source.model_fn, source.params, example_of(batch))
-    return Problem(
-        size=layout.size,
-        plain=layout.plain_size,
-        samples=source.passes.num_samples,
-        outputs=per_sample,
-        rows_per_sample=rows,
-        forward_flops=_forward_flops(source, batch.input),
-        rank=options.rank,
-        rows_bytes=options.rows_bytes,
-        itemsize=jnp.dtype(source.dtype).itemsize,
-    )
-
-
-def _forward_flops(source: Source, inputs: Any) -> float:
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), source.params)
-    costs = jax.jit(lambda x, p: source.model_fn(x, p)).lower(example, shapes).cost_analysis() or {}
-    return float(costs.get("flops", 2 * get_size(source.params)))
+def _by_rows(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
+    if plan is not None:
+        return _low_rank(source, options, plan, key)
+    return _full(source) if options.structure == "full" else _diagonal(source)
 
 
 def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:

@@ -102,6 +102,15 @@ class LoaderPasses:
                 self._resumed = itertools.chain(read, pending)
                 return
 
+    def peek(self) -> Batch:
+        """The first batch; the next pass goes on from there."""
+        if self._snapshot is not None:
+            return self._snapshot[0]
+        pending = iter(self)
+        first = next(pending)
+        self._resumed = itertools.chain([first], pending)
+        return first
+
     def __iter__(self) -> Iterator[Batch]:
         """One pass.
 

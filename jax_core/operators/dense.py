@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_core.short_repr import ShortRepr
 
@@ -50,6 +50,10 @@ class Dense(ShortRepr):
     def rescale(self, factor: Any) -> Dense:
         """Multiply by a scalar."""
         return Dense(self.eigenvalues * factor, self.eigenvectors)
+
+    def permute(self, positions: Int[Any, " P"]) -> Dense:
+        """Rows and columns in another order: entry ``i`` is the former ``positions[i]``."""
+        return Dense(self.eigenvalues, self.eigenvectors[positions])
 
     def trace(self) -> Float[Array, ""]:
         """Sum of the eigenvalues."""

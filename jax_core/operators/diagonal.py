@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_core.short_repr import ShortRepr
 
@@ -40,6 +40,10 @@ class Diagonal(ShortRepr):
     def rescale(self, factor: Any) -> Diagonal:
         """Multiply by a scalar."""
         return Diagonal(self.diagonal * factor)
+
+    def permute(self, positions: Int[Any, " P"]) -> Diagonal:
+        """Rows and columns in another order: entry ``i`` is the former ``positions[i]``."""
+        return Diagonal(self.diagonal[positions])
 
     def trace(self) -> Float[Array, ""]:
         """Sum of the entries."""

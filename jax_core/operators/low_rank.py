@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jax_core.factored import FactoredRows, Rows
 from jax_core.short_repr import ShortRepr
 
 
@@ -54,14 +53,18 @@ class LowRank(ShortRepr):
         """Multiply by a scalar."""
         return LowRank(self.U, self.s * factor, self.alpha * factor)
 
+    def permute(self, positions: Int[Any, " P"]) -> LowRank:
+        """Rows and columns in another order: entry ``i`` is the former ``positions[i]``."""
+        return LowRank(self.U[positions], self.s, self.alpha)
+
     def trace(self) -> Float[Array, ""]:
         """Sum of the eigenvalues."""
         return self.s.sum() + self.alpha * self.size
 
-    def quadratic(self, rows: Rows) -> Float[Array, "... C C"]:
-        """``rows A rows^T`` for rows ``(..., C, P)``, in factors or not: one product with ``U`` and one Gram matrix."""
-        if isinstance(rows, FactoredRows):
-            inner, plain = rows.times(self.U), rows.gram()
-        else:
-            inner, plain = rows @ self.U, rows @ jnp.swapaxes(rows, -1, -2)
-        return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * plain
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``."""
+        return self.combine(rows @ self.U, rows @ jnp.swapaxes(rows, -1, -2))
+
+    def combine(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T`` from the products ``rows U`` and ``rows rows^T``."""
+        return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * gram

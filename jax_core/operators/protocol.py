@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Self = TypeVar("Self", bound="Operator")
 
@@ -34,6 +34,10 @@ class Operator(Protocol):
 
     def rescale(self: Self, factor: Any) -> Self:
         """The operator times a scalar."""
+        ...
+
+    def permute(self: Self, positions: Int[Any, " P"]) -> Self:
+        """Rows and columns in another order: entry ``i`` is the former ``positions[i]``."""
         ...
 
     def trace(self) -> Float[Array, ""]:

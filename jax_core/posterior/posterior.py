@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.factored import Rows, written_out
 from jax_core.operators import LowRank, Operator, whiten
 from jax_core.short_repr import ShortRepr
 from jax_core.trees import create_pytree_flattener
@@ -94,17 +93,19 @@ class Posterior(ShortRepr):
         flat = create_pytree_flattener(self.mean)[0](self.mean) - prior_mean
         return jnp.sum(self.prior_precision * flat**2)
 
-    @property
-    def takes_factored(self) -> bool:
-        """Whether :meth:`output_covariance` has a use for rows in factors."""
-        return isinstance(self.relative_curvature, LowRank) and jnp.ndim(self.prior_precision) == 0
-
-    def output_covariance(self, rows: Rows) -> Float[Array, "... C C"]:
-        r"""$J \Sigma J^\top$ for Jacobians given as rows ``(..., C, P)`` over the flattened parameters.
-
-        A low rank under a scalar prior takes them in factors too, see :class:`~jax_core.factored.FactoredRows`.
-        """
+    def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        r"""$J \Sigma J^\top$ for Jacobians given as rows ``(..., C, P)`` over the flattened parameters."""
         inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
-        if self.takes_factored:
-            return inverse.quadratic(rows) / self.prior_precision
-        return inverse.quadratic(written_out(rows) * jax.lax.rsqrt(self.prior_precision))
+        return inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
+
+    @property
+    def basis(self) -> Float[Array, "P R"] | None:
+        """Vectors of which :meth:`covariance_from` takes products: those of a low rank under a scalar prior."""
+        curvature = self.relative_curvature
+        return curvature.U if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
+
+    def covariance_from(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
+        r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`basis` and $J J^\top$."""
+        assert isinstance(self.relative_curvature, LowRank)
+        inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
+        return inverse.combine(inner, gram) / self.prior_precision

@@ -14,9 +14,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.compiled import as_data
-from jax_core.factored import Rows
 from jax_core.posterior import Posterior
-from jax_core.predictive.mapped import map_jacobians, map_rows
+from jax_core.predictive.mapped import Projected, map_jacobians, map_projected
 from jax_core.types import ModelFn
 
 
@@ -38,8 +37,10 @@ def linearized_predictive(
         finish: Applied to each chunk's :class:`GaussianOutputs` inside the program, a link for instance; it keeps the
             leading axis. By default mean and covariance are returned.
     """
-    last = Partial(_gaussian, as_data(finish or _unchanged), posterior)
-    return map_rows(model_fn, posterior.mean, last, factored=posterior.takes_factored)
+    ending = as_data(finish or _unchanged)
+    if posterior.basis is None:
+        return map_jacobians(model_fn, posterior.mean, Partial(_from_rows, ending, posterior))
+    return map_projected(model_fn, posterior.mean, posterior.basis, Partial(_from_projected, ending, posterior))
 
 
 def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any], GaussianOutputs]:
@@ -66,8 +67,12 @@ def _pair(outputs: Array, rows: Array) -> tuple[Array, Array]:
     return outputs, rows
 
 
-def _gaussian(finish: Callable[..., Any], posterior: Posterior, mean: Array, rows: Rows) -> Any:
+def _from_rows(finish: Callable[..., Any], posterior: Posterior, mean: Array, rows: Array) -> Any:
     return finish(GaussianOutputs(mean, posterior.output_covariance(rows)))
+
+
+def _from_projected(finish: Callable[..., Any], posterior: Posterior, mean: Array, projected: Projected) -> Any:
+    return finish(GaussianOutputs(mean, posterior.covariance_from(*projected)))
 
 
 def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jax_core.batches import padded
 from jax_core.compiled import as_data, cached_by_shape
-from jax_core.factored import Layout, Rows
+from jax_core.factored import FactoredRows, Layout, Parts
 from jax_core.footprint import footprint
 from jax_core.jacobians import factored_jacobian, find_layout, jacobian
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
+from jax_core.weight_order import Order, find_order, in_order
 from jax_core.windows import suited_to_backend
 
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
 _ACTIVATIONS = 4 * 2**20  # forward activations of the examples behind them, before the axis of outputs
 _GROUP = 16  # chunks per compiled loop
-_TOGETHER = 64  # examples that meet a posterior at once where rows are in factors: it is large, and read for each
+_TOGETHER = 64  # examples that meet a basis at once, since it is large and read for each, ...
+_TOGETHER_BYTES = 20 * 2**20  # ... as long as their rows stay below the cliff
 
 
 class Sizes(NamedTuple):
@@ -32,20 +34,11 @@ class Sizes(NamedTuple):
     group: int
 
 
-@cached_by_shape
-def _plan(model_fn: ModelFn, params: Params, example: Any, *, factored: bool) -> tuple[Sizes, Layout | None]:
-    """Sizes for a model and the shapes of one example, and its layout where factors pay."""
-    layout = find_layout(model_fn, params, example) if factored else None
-    if layout is not None and 2 * layout.plain_size > layout.size:
-        layout = None
-    size = footprint(model_fn, params, example)
-    outputs = jax.eval_shape(model_fn, example, params).size
-    written = get_size(params) if layout is None else layout.plain_size
-    fitting = min(_ROW_BYTES // max(1, 4 * outputs * written), _ACTIVATIONS // max(1, size.bytes))
-    if jax.default_backend() != "cpu":
-        return Sizes(max(1, fitting * 16), 1), layout
-    # A convolution primitive must not sit in a compiled loop.
-    return Sizes(max(1, fitting), 1 if size.convolves else _GROUP), layout
+class Projected(NamedTuple):
+    r"""What a low-rank covariance needs of Jacobians: $J U$ ``(b, C, R)`` and $J J^\top$ ``(b, C, C)``."""
+
+    inner: Float[Array, "b C R"]
+    gram: Float[Array, "b C C"]
 
 
 def map_jacobians(
@@ -63,73 +56,149 @@ def map_jacobians(
             ``model_fn`` bind as a ``Partial`` become arguments of the compiled programs.
         sizes: Examples per evaluation and evaluations per loop; chosen from the model's size by default.
     """
-    return map_rows(model_fn, params, function, factored=False, sizes=sizes)
-
-
-def map_rows(
-    model_fn: ModelFn,
-    params: Params,
-    function: Callable[[Array, Rows], Any],
-    *,
-    factored: bool,
-    sizes: Sizes | None = None,
-) -> Callable[[Any], Any]:
-    """:func:`map_jacobians` for a function that also takes :class:`~jax_core.factored.FactoredRows`, if ``factored``.
-
-    It then meets many examples at once, a power of two of them; small batches have a program of their own.
-    """
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
     def run(inputs: Any) -> Any:
-        total = jax.tree.leaves(inputs)[0].shape[0]
-        example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-        planned, layout = _plan(model, params, example, factored=factored)
-        chunk, group = sizes or (planned if layout is None else _together(planned, total))
-        evaluate = partial(_evaluate, model, last, params, layout=layout)
-        if total == 0:
-            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape), leaf.dtype), example)
-            shapes = jax.eval_shape(evaluate, one, 1)
-            return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), shapes)
-        piece = chunk * group
-        whole = padded(inputs, -total % piece)
-        parts = [
-            evaluate(
-                jax.tree.map(lambda leaf, at=start: _cut(leaf, at, piece, chunk), whole),
-                -(-min(piece, total - start) // chunk),
-            )
-            for start in range(0, total, piece)
-        ]
-        joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        return jax.tree.map(lambda leaf: leaf if leaf.shape[0] == total else leaf[:total], joined)
+        chosen = sizes or _plan(model, params, _example(inputs))
+        return _in_pieces(partial(_of_jacobians, last, model, params), inputs, chosen)
 
     return run
 
 
+def map_projected(
+    model_fn: ModelFn,
+    params: Params,
+    basis: Float[Array, "P R"],
+    function: Callable[[Array, Projected], Any],
+    *,
+    sizes: Sizes | None = None,
+) -> Callable[[Any], Any]:
+    """:func:`map_jacobians` for a function of :class:`Projected` Jacobians: those of dense layers stay in factors.
+
+    Args:
+        model_fn: ``model_fn(input, params)`` for one example.
+        params: Where to linearise.
+        basis: $U$; it is copied, its rows in the order of the Jacobians' columns.
+        function: From outputs ``(b, C)`` and the projected Jacobians to a pytree with leading axis ``b``.
+        sizes: As there. Small batches have a program of their own.
+    """
+    model, last = as_data(suited_to_backend(model_fn)), as_data(function)
+
+    @lru_cache(maxsize=1)
+    def prepared(order: Order, layout: Layout) -> tuple[ModelFn, Params, Parts]:
+        with jax.ensure_compile_time_eval():  # what is remembered must not belong to a program that is being traced
+            rows = basis if order.as_stored else basis[order.positions(params)]
+            return as_data(in_order(model, order)), order.of(params), _split(layout, rows.T)
+
+    def run(inputs: Any) -> Any:
+        total, example = jax.tree.leaves(inputs)[0].shape[0], _example(inputs)
+        order = find_order(model, params, example)
+        chosen, layout = _plan_projected(model, params, example, order=order)
+        evaluate = partial(_of_projected, last, *prepared(order, layout), layout=layout)
+        return _in_pieces(evaluate, inputs, sizes or _together(chosen, total))
+
+    return run
+
+
+def _example(inputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+
+
+@cached_by_shape
+def _plan(model_fn: ModelFn, params: Params, example: Any) -> Sizes:
+    """Sizes for a model and the shapes of one example."""
+    return _fitting(model_fn, params, example, get_size(params))
+
+
+@cached_by_shape
+def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: Order) -> tuple[Sizes, Layout]:
+    """The same for rows in factors, and their layout: as many rounds a loop as meet a basis at once."""
+    ordered, weights = in_order(model_fn, order), jax.eval_shape(order.of, params)
+    layout = find_layout(ordered, weights, example)
+    sizes = _fitting(model_fn, params, example, layout.plain_size)
+    if sizes.group == 1:
+        return Sizes(min(sizes.chunk, _TOGETHER), 1), layout
+    written = 4 * jax.eval_shape(model_fn, example, params).size * layout.plain_size
+    together = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, written)))
+    chunk = 1 << min(sizes.chunk, together).bit_length() - 1
+    return Sizes(chunk, max(1, together // chunk)), layout
+
+
+def _fitting(model_fn: ModelFn, params: Params, example: Any, written: int) -> Sizes:
+    """Sizes that keep the rows over ``written`` parameters and the activations behind them in reach of the caches."""
+    size = footprint(model_fn, params, example)
+    outputs = jax.eval_shape(model_fn, example, params).size
+    fitting = min(_ROW_BYTES // max(1, 4 * outputs * written), _ACTIVATIONS // max(1, size.bytes))
+    if jax.default_backend() != "cpu":
+        return Sizes(max(1, fitting * 16), 1)
+    # A convolution primitive must not sit in a compiled loop.
+    return Sizes(max(1, fitting), 1 if size.convolves else _GROUP)
+
+
 def _together(sizes: Sizes, total: int) -> Sizes:
-    """As many chunks a loop as meet the posterior at once."""
-    wanted = min(_TOGETHER, 1 << max(0, total - 1).bit_length())
+    """Not more than a small batch needs, by powers of two."""
+    wanted = 1 << max(0, total - 1).bit_length()
     if sizes.group == 1:
         return Sizes(min(sizes.chunk, wanted), 1)
-    chunk = 1 << min(sizes.chunk, wanted).bit_length() - 1
-    return Sizes(chunk, wanted // chunk)
+    chunk = min(sizes.chunk, wanted)
+    return Sizes(chunk, min(sizes.group, wanted // chunk))
+
+
+_split = jax.jit(Layout.split, static_argnums=0)
+
+
+@jax.jit
+def _of_jacobians(function: Callable[..., Any], model_fn: ModelFn, params: Params, inputs: Any, count: Any) -> Any:
+    """The first ``count`` chunks of a piece, whose leaves have shape ``(group, chunk, ...)``; the rest stays zero."""
+
+    def result(i: Any) -> Any:
+        return function(*jax.vmap(lambda x: jacobian(model_fn, params, x))(_chunk(inputs, i)))
+
+    return _in_turn(result, count, jax.tree.leaves(inputs)[0].shape[0])
 
 
 @partial(jax.jit, static_argnames="layout")
-def _evaluate(
-    model_fn: ModelFn, function: Callable[..., Any], params: Params, inputs: Any, count: Any, *, layout: Layout | None
+def _of_projected(
+    function: Callable[..., Any],
+    model_fn: ModelFn,
+    params: Params,
+    basis: Parts,
+    inputs: Any,
+    count: Any,
+    *,
+    layout: Layout,
 ) -> Any:
-    """The first ``count`` chunks of a piece, whose leaves have shape ``(group, chunk, ...)``; the rest stays zero."""
+    """The same with the rows of all chunks before they meet the basis."""
 
-    def rows_of(i: Any) -> tuple[Array, Rows]:
-        xs = jax.tree.map(lambda leaf: leaf[i], inputs)
-        if layout is None:
-            return jax.vmap(lambda x: jacobian(model_fn, params, x))(xs)
-        return factored_jacobian(model_fn, params, xs, layout)
+    def rows_of(i: Any) -> tuple[Array, FactoredRows]:
+        return factored_jacobian(model_fn, params, _chunk(inputs, i), layout)
 
-    group = jax.tree.leaves(inputs)[0].shape[0]
-    if layout is None:
-        return _in_turn(lambda i: function(*rows_of(i)), count, group)
-    return function(*_in_turn(rows_of, count, group))
+    outputs, rows = _in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
+    return function(outputs, Projected(rows.times_rows(basis), rows.gram()))
+
+
+def _chunk(inputs: Any, i: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], inputs)
+
+
+def _in_pieces(evaluate: Callable[[Any, Any], Any], inputs: Any, sizes: Sizes) -> Any:
+    """A function of pieces ``(group, chunk, ...)`` and their count of chunks, over a batch of any size."""
+    (chunk, group), total = sizes, jax.tree.leaves(inputs)[0].shape[0]
+    if total == 0:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape[1:]), leaf.dtype), inputs)
+        shapes = jax.eval_shape(evaluate, one, 1)
+        return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), shapes)
+    piece = chunk * group
+    whole = padded(inputs, -total % piece)
+    parts = [
+        evaluate(
+            jax.tree.map(lambda leaf, at=start: _cut(leaf, at, piece, chunk), whole),
+            -(-min(piece, total - start) // chunk),
+        )
+        for start in range(0, total, piece)
+    ]
+    joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return jax.tree.map(lambda leaf: leaf if leaf.shape[0] == total else leaf[:total], joined)
 
 
 def _in_turn(evaluate: Callable[[Any], Any], count: Any, group: int) -> Any:

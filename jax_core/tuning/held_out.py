@@ -19,11 +19,10 @@ from jax_core.evaluation import (
     nll_categorical,
     nll_gaussian,
 )
-from jax_core.factored import Rows
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from jax_core.operators import LowRank, Operator
 from jax_core.posterior import Posterior
-from jax_core.predictive import GaussianOutputs, map_rows
+from jax_core.predictive import GaussianOutputs, Projected, map_jacobians, map_projected
 from jax_core.types import ModelFn, Params
 
 Objective = Literal["nll", "ece", "chi2"]
@@ -48,12 +47,16 @@ def predictions_on_grid(
     leaves = jax.tree.leaves(mean)
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
     last = Partial(_on_grid, as_data(finish), curvature, grid)
-    return map_rows(model_fn, mean, last, factored=isinstance(curvature, LowRank))
+    if isinstance(curvature, LowRank):
+        return map_projected(model_fn, mean, curvature.U, last)
+    return map_jacobians(model_fn, mean, last)
 
 
-def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Rows) -> Any:
+def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Array | Projected) -> Any:
     def at(precision: Array) -> Any:
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
+        if isinstance(rows, Projected):
+            return finish(GaussianOutputs(outputs, posterior.covariance_from(*rows)))
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
 
     return jax.vmap(at, out_axes=1)(grid)

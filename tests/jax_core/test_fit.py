@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_core.fit
+import jax_core.source
 from jax_core import FitOptions, LoaderPasses, as_likelihood, fit_curvature
 from jax_core.compiled import as_data
 from jax_core.curvature.kept_products import KeptProducts
@@ -101,7 +102,7 @@ def test_kept_linearisations_give_what_streamed_ones_give(x64, monkeypatch, meth
         return make
 
     for kind in (KeptProducts, ProductStream):
-        monkeypatch.setattr(jax_core.fit, kind.__name__, spy(kind))
+        monkeypatch.setattr(jax_core.source, kind.__name__, spy(kind))
     options = {"method": method, "passes": passes, "rank": 8, "batch": 4, "cache": cache}
     kept = fit(mlp, "cross_entropy", keep_bytes=2**30, **options)
     streamed = fit(mlp, "cross_entropy", keep_bytes=0, **options)
@@ -116,7 +117,7 @@ def read_before(case, loss):
     case, model, _ = wide(case, loss)
     passes = LoaderPasses([(case.inputs, case.targets(loss))])
     passes.preload()
-    return jax_core.fit.Source(model, case.params, as_likelihood(loss), passes)
+    return jax_core.source.Source(model, case.params, as_likelihood(loss), passes)
 
 
 def test_linearisations_are_kept_only_for_several_passes_that_fit_into_memory(x64):
@@ -124,7 +125,7 @@ def test_linearisations_are_kept_only_for_several_passes_that_fit_into_memory(x6
     assert source.passes.num_samples == 9
     assert isinstance(source.products(repeated=True, keep_bytes=2**30), KeptProducts)
     assert isinstance(source.products(repeated=False, keep_bytes=2**30), ProductStream)
-    need = jax_core.fit.residual_bytes(source.model_fn, source.params, source.likelihood, next(iter(source.passes)))
+    need = jax_core.source.residual_bytes(source.model_fn, source.params, source.likelihood, next(iter(source.passes)))
     assert isinstance(source.products(repeated=True, keep_bytes=int(9 * need) - 1), ProductStream)
     assert isinstance(source.products(repeated=True, keep_bytes=int(9 * need) + 1), KeptProducts)
 

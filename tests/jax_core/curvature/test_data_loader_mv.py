@@ -166,6 +166,17 @@ def test_a_snapshot_survives_a_loader_that_reuses_its_memory(x64):
     assert_trees_close(total, reference(case.params), atol=1e-12)
 
 
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_peek_is_the_beginning_of_the_next_pass(cache):
+    _, loader, _, _ = setup()
+    passes = LoaderPasses(loader, cache=cache)
+    first = passes.peek()
+    np.testing.assert_array_equal(passes.peek().target, first.target)
+    assert sum(len(batch.target) for batch in passes) == 9
+    assert loader.passes == 1
+    assert passes.num_samples == 9
+
+
 def test_preload_reads_nothing_twice_past_the_budget():
     _, loader, _, _ = setup()
     passes = LoaderPasses(loader, cache="auto", cache_bytes=100)

@@ -44,6 +44,8 @@ def test_every_verb_equals_the_dense_one(kind, size, rank):
         np.testing.assert_allclose(operator.trace(), jnp.trace(matrix), rtol=1e-11)
         np.testing.assert_allclose(operator.quadratic(rows), rows @ matrix @ jnp.swapaxes(rows, 1, 2), atol=1e-10)
         np.testing.assert_allclose(operator.shift(2.0).mv(v), matrix @ v + 2 * v, atol=1e-11)
+        turned = np.roll(np.arange(size), 1)
+        np.testing.assert_allclose(operator.permute(turned).mv(v), matrix[turned][:, turned] @ v, atol=1e-11)
         np.testing.assert_allclose(operator.rescale(3.0).mv(v), 3 * matrix @ v, atol=1e-11)
         assert operator.size == size
 

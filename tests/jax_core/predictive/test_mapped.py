@@ -1,4 +1,4 @@
-"""Rows in factors lead to the predictive of written-out rows."""
+"""Projected Jacobians, dense layers in factors, lead to the predictive of written-out rows."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,10 @@ import pytest
 
 import jax_core.jacobians
 from jax_core import Diagonal, LowRank, Posterior
-from jax_core.factored import FactoredRows, written_out
-from jax_core.predictive import linearized_predictive, map_rows, mapped
+from jax_core.compiled import as_data
+from jax_core.predictive import linearized_predictive, map_projected, mapped
+from jax_core.weight_order import find_order
+from jax_core.windows import suited_to_backend
 from tests.cases import attention, cnn, dense_jacobian, mlp
 
 
@@ -29,33 +31,44 @@ def dense_covariance(case, posterior):
     return rows @ covariance @ jnp.swapaxes(rows, 1, 2)
 
 
-def test_dense_layers_come_in_factors(x64):
-    case, seen = mlp(), []
-
-    def function(outputs, rows):
-        seen.append(type(rows))
-        return written_out(rows)
-
-    rows = map_rows(case.model_fn, case.params, function, factored=True)(case.inputs)
-    assert set(seen) == {FactoredRows}
-    np.testing.assert_allclose(rows, dense_jacobian(case), atol=1e-12)
+def test_projections_are_those_of_the_dense_jacobian(x64):
+    for case in (mlp(), cnn(), attention()):
+        rows = dense_jacobian(case)
+        basis = jax.random.normal(jax.random.key(4), (rows.shape[-1], 3))
+        found = map_projected(case.model_fn, case.params, basis, lambda outputs, projected: projected)(case.inputs)
+        np.testing.assert_allclose(found.inner, rows @ basis, atol=1e-11)
+        np.testing.assert_allclose(found.gram, rows @ jnp.swapaxes(rows, 1, 2), atol=1e-11)
 
 
-def test_rows_stay_written_out_where_dense_layers_hold_few_parameters(x64):
-    case, seen = attention(), []
-    map_rows(case.model_fn, case.params, lambda y, rows: seen.append(type(rows)) or y, factored=True)(case.inputs)
-    assert FactoredRows not in seen
+def test_projections_can_be_part_of_a_program(x64):
+    """What is prepared once must not belong to the program that was traced first."""
+    case = cnn()
+    basis = jax.random.normal(jax.random.key(4), (dense_jacobian(case).shape[-1], 3))
+    project = map_projected(case.model_fn, case.params, basis, lambda outputs, projected: projected.inner)
+    inside = jax.jit(project)(case.inputs)
+    np.testing.assert_allclose(project(case.inputs), inside, atol=1e-12)
+
+
+def test_many_rows_meet_a_basis_a_few_examples_at_a_time(monkeypatch):
+    """So that the rows of one loop stay below the size from which fresh pages are mapped."""
+    case = cnn()
+    monkeypatch.setattr(mapped, "_TOGETHER_BYTES", 3 * 4 * dense_jacobian(case)[0].size)
+    model = as_data(suited_to_backend(case.model_fn))
+    order = find_order(model, case.params, case.inputs[0])
+    sizes, layout = mapped._plan_projected(model, case.params, case.inputs[0], order=order)
+    assert sizes.chunk * sizes.group * 4 * 3 * layout.plain_size <= mapped._TOGETHER_BYTES < 64 * 4 * layout.plain_size
 
 
 @pytest.mark.parametrize("together", [1, 4, 64])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_predictive_is_the_dense_one_for_every_batch_size(x64, monkeypatch, together, count):
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_predictive_is_the_dense_one_for_every_batch_size(x64, monkeypatch, make, together, count):
     monkeypatch.setattr(mapped, "_TOGETHER", together)
-    case = mlp()
+    case = make()
     posterior = posterior_of(case)
     found = linearized_predictive(case.model_fn, posterior)(case.inputs[:count])
     np.testing.assert_allclose(found.covariance, dense_covariance(case, posterior)[:count], atol=1e-10)
-    assert found.mean.shape == (count, 3)
+    assert len(found.mean) == min(count, len(case.inputs))
 
 
 @pytest.mark.parametrize("make", [mlp, cnn])
@@ -66,7 +79,7 @@ def test_priors_per_parameter_and_other_structures_take_written_out_rows(x64, ma
         posterior_of(case, prior=jnp.linspace(1.0, 2.0, size)),
         Posterior.create(case.params, Diagonal(jnp.linspace(0.0, 3.0, size)), jnp.asarray(2.0)),
     ):
-        assert not posterior.takes_factored
+        assert posterior.basis is None
         found = linearized_predictive(case.model_fn, posterior)(case.inputs)
         np.testing.assert_allclose(found.covariance, dense_covariance(case, posterior), atol=1e-10)
 

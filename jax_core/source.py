@@ -1,0 +1,96 @@
+"""What a curvature is made of, and the streams of products and rows that it can be read as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_core.compiled import as_data
+from jax_core.curvature.data_loader_mv import LoaderPasses
+from jax_core.curvature.data_sums import evaluate
+from jax_core.curvature.jacobian_stream import JacobianStream
+from jax_core.curvature.kept_products import KeptProducts, residual_bytes
+from jax_core.curvature.product_stream import ProductStream
+from jax_core.curvature.row_stream import RowStream
+from jax_core.curvature.rows import loss_rows
+from jax_core.footprint import example_of
+from jax_core.jacobians import find_layout
+from jax_core.likelihoods import Likelihood
+from jax_core.lowrank.plan import Plan, Problem
+from jax_core.trees import get_size
+from jax_core.types import ModelFn, Params
+from jax_core.weight_order import Order, find_order, in_order
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, its loss and its data."""
+
+    model_fn: ModelFn
+    params: Params
+    likelihood: Likelihood
+    passes: LoaderPasses
+
+    @property
+    def dtype(self) -> Any:
+        """Of flat vectors."""
+        return jnp.result_type(*jax.tree.leaves(self.params))
+
+    def in_order_of_gradients(self) -> tuple[Source, Order]:
+        """The same with the parameters' axes as gradients have them, for what goes by rows."""
+        order = find_order(self.model_fn, self.params, example_of(self.passes.peek()))
+        model = as_data(in_order(self.model_fn, order))
+        return Source(model, order.of(self.params), self.likelihood, self.passes), order
+
+    def rows(self, tolerance: float) -> RowStream:
+        """The curvature as rows."""
+        return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
+
+    def blocks(self, plan: Plan, *, repeated: bool, keep_bytes: int) -> JacobianStream | ProductStream | KeptProducts:
+        """The curvature as products with blocks of vectors, by the plan's strategy."""
+        if plan.strategy == "jacobians":
+            return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
+        return self.products(repeated=repeated, keep_bytes=keep_bytes)
+
+    def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
+        """The curvature as products, with linearisations kept where several passes are to come and memory allows."""
+        parts = (self.model_fn, self.params, self.likelihood)
+        count = self.passes.num_samples
+        if repeated and count is not None:
+            batch = self.passes.peek()
+            if count * residual_bytes(*parts, batch) <= keep_bytes:
+                return KeptProducts(*parts, self.passes)
+        return ProductStream(*parts, self.passes)
+
+
+def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) -> Problem:
+    """What the cost model asks about a fit, from the first batch and from shapes."""
+    batch = source.passes.peek()
+    outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
+    per_sample = outputs[0].size
+    few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
+    rows = float(per_sample)
+    if per_sample <= 256:
+        rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
+    layout = find_layout(source.model_fn, source.params, example_of(batch))
+    return Problem(
+        size=layout.size,
+        plain=layout.plain_size,
+        samples=source.passes.num_samples,
+        outputs=per_sample,
+        rows_per_sample=rows,
+        forward_flops=_forward_flops(source, batch.input),
+        rank=rank,
+        rows_bytes=rows_bytes,
+        itemsize=jnp.dtype(source.dtype).itemsize,
+    )
+
+
+def _forward_flops(source: Source, inputs: Any) -> float:
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), source.params)
+    costs = jax.jit(lambda x, p: source.model_fn(x, p)).lower(example, shapes).cost_analysis() or {}
+    return float(costs.get("flops", 2 * get_size(source.params)))
