@@ -1,8 +1,8 @@
-r"""Jacobians of a network's outputs, one row per output, with the gradients of dense layers left in factors.
+r"""Jacobians of a network's outputs, one row per output, with the gradients of some layers left in factors.
 
-A dense layer is found in the traced network, whatever library wrote it: a parameter matrix that is used once, in a
-matrix product with a single vector. A zero added to that product's result gives, by reverse mode, the cotangent there;
-with the vector it is all of the layer's gradient (see :mod:`jax_core.factored`).
+A layer is found in the traced network, whatever library wrote it: a parameter that is used once, in a matrix product
+with few vectors. A zero added to that product's result gives, by reverse mode, the cotangents there; with the vectors
+they are all of the layer's gradient (see :mod:`jax_core.factored`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import primitives
 from jaxtyping import Array, Float
 
 from jax_core.factored import FactoredRows, Layout, Slot
-from jax_core.interpret import Tracked, interpret, value_of
 from jax_core.types import ModelFn, Params
+from jax_core.weight_order import Product, run_watched
 
 _WORTH = 2**12  # elements of a matrix from which two factors beat written-out gradients
 
@@ -35,28 +34,28 @@ def jacobian(model_fn: ModelFn, params: Params, x: Any) -> tuple[Float[Array, " 
     return output, jax.vmap(row)(jnp.eye(output.size, dtype=output.dtype))
 
 
-class Weight(NamedTuple):
-    """The label of a parameter leaf on its way, with nothing but transpositions behind it."""
-
-    leaf: int
-    transposed: bool = False
-
-
 def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
-    """Which leaves are those of dense layers, from the shapes of one example; the rest are written out."""
-    found: dict[int, bool] = {}
+    """Which leaves stay in factors, from the shapes of one example; the rest are written out.
 
-    def note(weight: Weight, out_first: bool, vector: Array, result: Array) -> Array:
-        found[weight.leaf] = out_first
-        return result
+    They are those of dense layers, and of convolutions over maps so small that the vectors at their positions are
+    fewer than the outputs, about; stored as ``(out, *in)`` (see :mod:`jax_core.weight_order`).
+    """
+    outputs = math.prod(jax.eval_shape(model_fn, example, params).shape)
+    found: dict[int, int] = {}
+
+    def note(leaf: int, vectors: Array, product: Product) -> Array:
+        count, width = vectors.shape
+        if count == 1 or count * (width + outputs) <= outputs * width:  # operations with one vector of a block
+            found[leaf] = count
+        return product.result
 
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
     sizes = [math.prod(shape) for shape in shapes]
-    matrices = {i for i, shape in enumerate(shapes) if len(shape) == 2 and sizes[i] >= _WORTH}
+    matrices = {i for i, shape in enumerate(shapes) if len(shape) > 1 and sizes[i] >= _WORTH}
     if matrices:
         jax.eval_shape(lambda x, p: _run(model_fn, p, x, matrices, note), example, params)
     starts = itertools.accumulate(sizes[:-1], initial=0)
-    slots = [Slot(i, start, shapes[i], found.get(i, True)) for i, start in enumerate(starts)]
+    slots = [Slot(i, start, shapes[i], found.get(i, 1)) for i, start in enumerate(starts)]
     return Layout(
         tuple(slot for slot in slots if slot.leaf not in found), tuple(slot for slot in slots if slot.leaf in found)
     )
@@ -68,22 +67,24 @@ def factored_jacobian(
     """Outputs of a batch, flattened, and their Jacobians, factored as the layout says. Traceable."""
     leaves, treedef = jax.tree.flatten(params)
     factored = [slot.leaf for slot in layout.factored]
-    widths = [slot.shape[0 if slot.out_first else 1] for slot in layout.factored]
 
     def one(x: Any) -> tuple[Array, Array, list[Array], list[Array]]:
         def output(plain: list[Array], probes: dict[int, Array]) -> tuple[Array, list[Array]]:
             vectors: dict[int, Array] = {}
 
-            def tap(weight: Weight, out_first: bool, vector: Array, result: Array) -> Array:
-                vectors[weight.leaf] = vector
-                return result + probes[weight.leaf].reshape(result.shape)
+            def tap(leaf: int, met: Array, product: Product) -> Array:
+                vectors[leaf] = met
+                probe = probes[leaf].T if product.weight_first else probes[leaf]
+                return product.result + probe.reshape(product.result.shape)
 
             rest = iter(plain)
             whole = [leaf if i in probes else next(rest) for i, leaf in enumerate(leaves)]
             out = _run(model_fn, jax.tree.unflatten(treedef, whole), x, set(probes), tap)
             return out.reshape(-1), [vectors[leaf] for leaf in factored]
 
-        probes = {leaf: jnp.zeros(width, leaves[leaf].dtype) for leaf, width in zip(factored, widths, strict=True)}
+        probes = {
+            slot.leaf: jnp.zeros((slot.vectors, slot.shape[0]), leaves[slot.leaf].dtype) for slot in layout.factored
+        }
         out, pull, vectors = jax.vjp(output, [leaves[slot.leaf] for slot in layout.plain], probes, has_aux=True)
 
         def row(cotangent: Array) -> tuple[Array, list[Array]]:
@@ -98,37 +99,18 @@ def factored_jacobian(
     return outputs, FactoredRows(rows, tuple(left), tuple(right), layout)
 
 
-OnProduct = Callable[[Weight, bool, Array, Array], Array]
+OnVectors = Callable[[int, Array, Product], Array]
+"""``(leaf, vectors (S, I), product) -> product``."""
 
 
-def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_product: OnProduct) -> Array:
-    """The model's output, with ``on_product`` in the place of each product of one vector with one of the matrices."""
+def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_vectors: OnVectors) -> Array:
+    """The model's output, with ``on_vectors`` in the place of each product of vectors with one of the matrices."""
 
-    def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
-        results = evaluate()
-        if equation.primitive is primitives.transpose_p and isinstance(operands[0], Tracked):
-            weight = operands[0].label
-            turned = weight.transposed != (tuple(equation.params["permutation"]) == (1, 0))
-            return [Tracked(Weight(weight.leaf, turned), results[0])]
-        if equation.primitive is primitives.dot_general_p:
-            return [_tapped(operands, equation.params["dimension_numbers"], results[0], on_product)]
-        return results
+    def visit(product: Product) -> Array:
+        met, over, axes = product.met, product.over, (*product.out_axes, *product.in_axes)
+        if len(product.out_axes) != 1 or axes != tuple(range(len(axes))):
+            return product.result  # stored in another order
+        width = math.prod(met.shape[axis] for axis in over)
+        return on_vectors(product.leaf, jnp.moveaxis(met, over, range(-len(over), 0)).reshape(-1, width), product)
 
-    closed = jax.make_jaxpr(model_fn)(x, params)
-    leaves = jax.tree.leaves(params)
-    known = [Tracked(Weight(i), leaf) if i in matrices else leaf for i, leaf in enumerate(leaves)]
-    return value_of(interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0])
-
-
-def _tapped(operands: list[Any], dimension_numbers: Any, result: Array, on_product: OnProduct) -> Array:
-    """The product, handed to ``on_product`` if it is one of a single vector and one of the matrices."""
-    (contracted, batched) = dimension_numbers
-    sides = [i for i in (0, 1) if isinstance(operands[i], Tracked)]
-    if len(sides) != 1 or batched[0]:
-        return result
-    (weight, matrix), vector = operands[sides[0]], operands[1 - sides[0]]
-    axes = contracted[sides[0]]
-    if len(axes) != 1 or vector.size != matrix.shape[axes[0]]:
-        return result
-    in_axis = 1 - axes[0] if weight.transposed else axes[0]
-    return on_product(weight, in_axis == 1, vector.reshape(-1), result)
+    return run_watched(model_fn, params, x, matrices, visit)

@@ -75,10 +75,12 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
     rows = float(per_sample)
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
-    layout = find_layout(source.model_fn, source.params, example_of(batch))
+    ordered, _ = source.in_order_of_gradients()
+    layout = find_layout(ordered.model_fn, ordered.params, example_of(batch))
     return Problem(
         size=layout.size,
         plain=layout.plain_size,
+        factored=layout.factored_size,
         samples=source.passes.num_samples,
         outputs=per_sample,
         rows_per_sample=rows,

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from jax_core.compiled import as_data, cached_by_shape
-from jax_core.interpret import Tracked, interpret
+from jax_core.interpret import Tracked, interpret, value_of
 from jax_core.types import ModelFn, Params
 
 Groups = tuple[tuple[int, ...], ...]
@@ -95,11 +96,30 @@ class Use(NamedTuple):
     groups: Groups
 
 
-def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
-    """The order of gradients, from the shapes of one example; leaves that are no matrix of one product stay.
+class Product(NamedTuple):
+    """A matrix product of a parameter leaf.
 
-    A leaf is followed through transpositions and reshapes that join axes into a matrix product without batch axes.
+    Attributes:
+        leaf: Its number.
+        out_axes: Its axes that the product keeps.
+        in_axes: Its axes that are summed over.
+        met: The other operand.
+        over: The axes of that which are summed over.
+        result: The product.
+        weight_first: Whether the leaf's axes come first in it.
     """
+
+    leaf: int
+    out_axes: tuple[int, ...]
+    in_axes: tuple[int, ...]
+    met: Array
+    over: Sequence[int]
+    result: Array
+    weight_first: bool
+
+
+def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
+    """The order of gradients, from the shapes of one example; leaves that are no matrix of one product stay."""
     return _find_order(as_data(model_fn), params, example)
 
 
@@ -107,12 +127,31 @@ def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
 def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
     leaves, found = jax.tree.leaves(params), {}
 
+    def note(product: Product) -> Array:
+        found[product.leaf] = (*product.out_axes, *product.in_axes)
+        return product.result
+
+    matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1}
+    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note), example, params)
+    return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
+
+
+def run_watched(
+    model_fn: ModelFn, params: Params, x: Any, watched: set[int], on_product: Callable[[Product], Array]
+) -> Any:
+    """The model's output, with ``on_product`` in the place of each matrix product that one of the leaves meets.
+
+    A leaf is followed through transpositions and reshapes that join axes, as long as it is used once; products with
+    batch axes are left alone.
+    """
+
     def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
         results = evaluate()
         sides = [i for i, operand in enumerate(operands) if isinstance(operand, Tracked)]
         if len(sides) != 1:
             return results
-        (leaf, groups), value = operands[sides[0]]
+        side = sides[0]
+        (leaf, groups), value = operands[side]
         if equation.primitive is primitives.transpose_p:
             moved = tuple(groups[axis] for axis in equation.params["permutation"])
             return [Tracked(Use(leaf, moved), results[0])]
@@ -120,25 +159,20 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
             joined = _joined(groups, value.shape, results[0].shape)
             return results if joined is None else [Tracked(Use(leaf, joined), results[0])]
         if equation.primitive is primitives.dot_general_p:
-            contracted, batched = (axes[sides[0]] for axes in equation.params["dimension_numbers"])
-            if not batched:
-                found[leaf] = [i for i in range(len(groups)) if i not in contracted] + sorted(contracted)
-                found[leaf] = tuple(axis for i in found[leaf] for axis in groups[i])
+            contracted, batched = equation.params["dimension_numbers"]
+            if not batched[side]:
+                rest = [i for i in range(len(groups)) if i not in contracted[side]]
+                out_axes, in_axes = (tuple(a for i in some for a in groups[i]) for some in (rest, contracted[side]))
+                met, over = operands[1 - side], contracted[1 - side]
+                return [on_product(Product(leaf, out_axes, in_axes, met, over, results[0], weight_first=side == 0))]
         return results
 
-    def trace(x: Any, params: Params) -> list[Any]:
-        closed = jax.make_jaxpr(model_fn)(x, params)
-        known = [
-            Tracked(Use(i, tuple((axis,) for axis in range(leaf.ndim))), leaf) if leaf.ndim > 1 else leaf
-            for i, leaf in enumerate(jax.tree.leaves(params))
-        ]
-        return [
-            out.value if isinstance(out, Tracked) else out
-            for out in interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)
-        ]
-
-    jax.eval_shape(trace, example, params)
-    return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
+    closed = jax.make_jaxpr(model_fn)(x, params)
+    known = [
+        Tracked(Use(i, tuple((axis,) for axis in range(jnp.ndim(leaf)))), leaf) if i in watched else leaf
+        for i, leaf in enumerate(jax.tree.leaves(params))
+    ]
+    return value_of(interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0])
 
 
 def _joined(groups: Groups, before: Sequence[int], after: Sequence[int]) -> Groups | None:

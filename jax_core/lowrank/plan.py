@@ -7,11 +7,11 @@ Four ways lead to the leading eigenpairs of $G = R^\top R = \sum_i J_i^\top H_i 
 * ``nystrom`` by ``jacobians``: the gradients of all outputs, those of dense layers in factors, then the same.
 * ``nystrom`` by ``products``: the block pushed forward and back through the network, no gradient per sample.
 
-With $F$ the operations of one forward pass, $P$ parameters of which $Q$ are not in dense layers, $k$ vectors, $C$
-outputs and $r$ rows per sample, a sample costs $r (3F + 4Pk)$ by rows, $3CF + 4CQk + 4(P - Q)k$ by Jacobians and
-$4Fk$ by products. Dense products run about twice as fast as a network's passes do, but every block of rows reads the
-random vectors and updates their images once: where a few rows fill the block (many parameters), that traffic is what
-they cost.
+With $F$ the operations of one forward pass, $P$ parameters of which $Q$ are outside layers that stay in factors and
+$D$ those inside (each counted for every vector that it multiplies), $k$ vectors, $C$ outputs and $r$ rows per sample,
+a sample costs $r (3F + 4Pk)$ by rows, $3CF + 4CQk + 4Dk$ by Jacobians and $4Fk$ by products. Dense products run about
+twice as fast as a network's passes do, but every block of rows reads the random vectors and updates their images once:
+where a few rows fill the block (many parameters), that traffic is what they cost.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Problem:
 
     Attributes:
         size: Parameters.
-        plain: Parameters outside dense layers.
+        plain: Parameters outside layers that stay in factors.
+        factored: Parameters inside them, each counted for every vector of an example that its matrix multiplies.
         samples: Samples, or ``None`` while unknown (a loader that is streamed).
         outputs: Scalar outputs per sample.
         rows_per_sample: Rows that one sample contributes.
@@ -64,6 +65,7 @@ class Problem:
 
     size: int
     plain: int
+    factored: int
     samples: int | None
     outputs: int
     rows_per_sample: float
@@ -82,7 +84,7 @@ def costs(problem: Problem) -> dict[Strategy, float]:
         traffic = _FLOPS_PER_BYTE * 3 * vectors * row_bytes  # of reading vectors and images for a block
         dense = 4 * p.size * vectors / _DENSE_SPEED
         found["rows"] = p.rows_per_sample * (3 * p.forward_flops + dense + traffic / rows_per_block(row_bytes))
-        mixed = 4 * (p.outputs * p.plain + p.size - p.plain) * vectors / _DENSE_SPEED
+        mixed = 4 * (p.outputs * p.plain + p.factored) * vectors / _DENSE_SPEED
         block = examples_per_block(p.itemsize * p.outputs * p.plain)
         found["jacobians"] = 3 * p.outputs * p.forward_flops + mixed + traffic / block
     return found

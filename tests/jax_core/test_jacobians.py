@@ -8,6 +8,8 @@ from flax import nnx
 
 import jax_core.jacobians
 from jax_core.jacobians import factored_jacobian, find_layout, jacobian
+from jax_core.weight_order import find_order, in_order
+from jax_core.windows import suited_to_backend
 from tests.cases import attention, cnn, mlp
 
 
@@ -39,7 +41,10 @@ def factored_leaves(model, params, example):
 def test_dense_layers_are_found_however_they_are_stored():
     model, params, inputs = both_layouts()
     layout = find_layout(model, params, inputs[0])
-    assert [(slot.leaf, slot.out_first) for slot in layout.factored] == [(1, False), (2, False), (3, True)]
+    assert [slot.leaf for slot in layout.factored] == [3]  # the others are stored as (in, out)
+    order = find_order(model, params, inputs[0])
+    layout = find_layout(in_order(model, order), order.of(params), inputs[0])
+    assert [(slot.leaf, slot.shape) for slot in layout.factored] == [(1, (4, 5)), (2, (2, 3)), (3, (3, 4))]
     assert [slot.leaf for slot in layout.plain] == [0]
     assert layout.size == sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -48,9 +53,10 @@ def test_layers_of_flax_models_are_found():
     graph, params = nnx.split(
         nnx.Sequential(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(6, 2, rngs=nnx.Rngs(1)))
     )
-    layout = find_layout(lambda x, p: nnx.call((graph, p))(x)[0], params, jnp.ones(4))
-    assert [slot.shape for slot in layout.factored] == [(4, 6), (6, 2)]
-    assert not any(slot.out_first for slot in layout.factored)
+    model = lambda x, p: nnx.call((graph, p))(x)[0]  # noqa: E731
+    order = find_order(model, params, jnp.ones(4))
+    layout = find_layout(in_order(model, order), order.of(params), jnp.ones(4))
+    assert [slot.shape for slot in layout.factored] == [(6, 4), (2, 6)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,7 @@ def test_layers_of_flax_models_are_found():
     [
         lambda x, p: jnp.tanh(x @ p["w"]) @ p["w"],  # tied: the sum of two products' gradients
         lambda x, p: jax.jit(lambda a, b: (x @ a) @ b)(p["w"], p["w"]),
-        lambda x, p: jnp.stack([x, 2 * x]) @ p["w"],  # shared between two vectors
+        lambda x, p: jnp.stack(4 * [x]) @ p["w"].T,  # shared between more vectors than pays
         lambda x, p: x @ p["w"] + p["w"].sum(),
         lambda x, p: x @ (2 * p["w"]),
         lambda x, p: jax.lax.fori_loop(0, 2, lambda i, h: h @ p["w"], x),
@@ -69,12 +75,37 @@ def test_weights_used_in_any_other_way_are_written_out(model):
     assert factored_leaves(model, {"w": normal(0, 3, 3)}, jnp.ones(3)) == []
 
 
+def few_vectors():
+    """Matrices that meet three vectors each, from the left and from the right, in a network of many outputs."""
+    params = {"first": normal(1, 6, 2, 4), "second": normal(2, 5, 6)}
+
+    def model(x, p):
+        hidden = jnp.tanh(x @ p["first"].reshape(6, 8).T)  # (3, 6)
+        return (p["second"] @ hidden.T).reshape(-1)  # (15,)
+
+    return model, params, normal(3, 7, 3, 8)
+
+
+def test_a_matrix_that_meets_few_vectors_stays_in_factors():
+    model, params, inputs = few_vectors()
+    layout = find_layout(model, params, inputs[0])
+    assert [(slot.leaf, slot.vectors) for slot in layout.factored] == [(0, 3), (1, 3)]
+    assert layout.factored_size == 3 * layout.size
+    one_output = find_layout(lambda x, p: model(x, p)[:1], params, inputs[0])
+    assert one_output.factored == ()
+
+
 @pytest.mark.parametrize(
-    "make", [both_layouts, *(lambda c=c: (c().model_fn, c().params, c().inputs) for c in (mlp, cnn, attention))]
+    "make",
+    [both_layouts, few_vectors, *(lambda c=c: (c().model_fn, c().params, c().inputs) for c in (mlp, cnn, attention))],
 )
 def test_factors_are_the_jacobian(x64, make):
     model, params, inputs = make()
+    model = suited_to_backend(model)
+    order = find_order(model, params, inputs[0])
+    model, params = in_order(model, order), order.of(params)
     layout = find_layout(model, params, inputs[0])
+    assert layout.factored
     outputs, rows = jax.jit(lambda x: factored_jacobian(model, params, x, layout))(inputs)
     wanted_outputs, wanted = jax.vmap(lambda x: jacobian(model, params, x))(inputs)
     np.testing.assert_allclose(outputs, wanted_outputs, atol=1e-12)

@@ -147,6 +147,7 @@ def test_product_that_is_not_finite_is_refused():
 PROBLEM = {
     "size": 28_714,
     "plain": 28_714,
+    "factored": 0,
     "outputs": 10,
     "rows_per_sample": 4.4,
     "forward_flops": 6e6,
@@ -175,7 +176,7 @@ def test_plan_takes_products_where_parameters_are_many_or_outputs_are():
 
 
 def test_plan_takes_jacobians_where_dense_layers_hold_the_parameters():
-    change = {"size": 824_458, "plain": 21_642, "forward_flops": 9.4e6}
+    change = {"size": 824_458, "plain": 21_642, "factored": 802_816, "forward_flops": 9.4e6}
     plan = choose(Problem(samples=2_000, **(PROBLEM | change)))
     assert (plan.method, plan.strategy) == ("nystrom", "jacobians")
 
