@@ -55,6 +55,11 @@ class Layout:
         return sum(slot.size for slot in self.plain)
 
     @property
+    def row_size(self) -> int:
+        """Numbers that a row takes: those written out, and the cotangents of factored leaves."""
+        return self.plain_size + sum(slot.vectors * slot.shape[0] for slot in self.factored)
+
+    @property
     def factored_size(self) -> int:
         """Elements of the factored leaves, each counted for every vector that its matrix multiplies."""
         return sum(slot.vectors * slot.size for slot in self.factored)

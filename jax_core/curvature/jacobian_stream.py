@@ -80,13 +80,13 @@ class JacobianPlan(NamedTuple):
 def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> JacobianPlan:
     """Sizes that bound the memory that the rows of a block take, and keep a chunk's in reach of the caches."""
     outputs = jax.eval_shape(model_fn, example_of(batch), params).size
-    block = examples_per_block(4 * outputs * layout.plain_size)
+    block = examples_per_block(4 * outputs * layout.row_size)
     size = footprint(model_fn, params, example_of(batch))
     # A convolution primitive must not sit in a compiled loop.
     if jax.default_backend() != "cpu" or size.convolves:
         return JacobianPlan(block, block)
     # Reverse mode walks back through the activations once per output.
-    fitting = _CHUNK_BYTES // max(1, outputs * (size.bytes + 4 * layout.plain_size))
+    fitting = _CHUNK_BYTES // max(1, outputs * (size.bytes + 4 * layout.row_size))
     return JacobianPlan(block, max(1, min(block, fitting)))
 
 

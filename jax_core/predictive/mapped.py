@@ -73,7 +73,7 @@ def map_projected(
     *,
     sizes: Sizes | None = None,
 ) -> Callable[[Any], Any]:
-    """:func:`map_jacobians` for a function of :class:`Projected` Jacobians: those of dense layers stay in factors.
+    """:func:`map_jacobians` for a function of :class:`Projected` Jacobians: some layers' stay in factors.
 
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
@@ -115,20 +115,20 @@ def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: O
     """The same for rows in factors, and their layout: as many rounds a loop as meet a basis at once."""
     ordered, weights = in_order(model_fn, order), jax.eval_shape(order.of, params)
     layout = find_layout(ordered, weights, example)
-    sizes = _fitting(model_fn, params, example, layout.plain_size)
+    sizes = _fitting(model_fn, params, example, layout.row_size)
     if sizes.group == 1:
         return Sizes(min(sizes.chunk, _TOGETHER), 1), layout
-    written = 4 * jax.eval_shape(model_fn, example, params).size * layout.plain_size
+    written = 4 * jax.eval_shape(model_fn, example, params).size * layout.row_size
     together = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, written)))
     chunk = 1 << min(sizes.chunk, together).bit_length() - 1
     return Sizes(chunk, max(1, together // chunk)), layout
 
 
-def _fitting(model_fn: ModelFn, params: Params, example: Any, written: int) -> Sizes:
-    """Sizes that keep the rows over ``written`` parameters and the activations behind them in reach of the caches."""
+def _fitting(model_fn: ModelFn, params: Params, example: Any, row_size: int) -> Sizes:
+    """Sizes that keep rows of so many numbers, and the activations behind them, in reach of the caches."""
     size = footprint(model_fn, params, example)
     outputs = jax.eval_shape(model_fn, example, params).size
-    fitting = min(_ROW_BYTES // max(1, 4 * outputs * written), _ACTIVATIONS // max(1, size.bytes))
+    fitting = min(_ROW_BYTES // max(1, 4 * outputs * row_size), _ACTIVATIONS // max(1, size.bytes))
     if jax.default_backend() != "cpu":
         return Sizes(max(1, fitting * 16), 1)
     # A convolution primitive must not sit in a compiled loop.

@@ -42,6 +42,12 @@ def test_split_and_join_undo_each_other():
     np.testing.assert_array_equal(LAYOUT.join(LAYOUT.split(vectors)), vectors)
 
 
+def test_sizes_count_what_is_held_and_what_is_multiplied():
+    assert (LAYOUT.plain_size, LAYOUT.size) == (7, 31)
+    assert LAYOUT.row_size == 7 + 1 * 4 + 5 * 2
+    assert LAYOUT.factored_size == 1 * 12 + 5 * 12
+
+
 def test_products_with_vectors_are_the_dense_ones(rows):
     columns = normal(11, rows.layout.size, VECTORS)
     np.testing.assert_allclose(rows.times_rows(rows.layout.split(columns.T)), rows.dense() @ columns, atol=1e-12)

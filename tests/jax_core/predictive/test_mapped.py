@@ -56,7 +56,7 @@ def test_many_rows_meet_a_basis_a_few_examples_at_a_time(monkeypatch):
     model = as_data(suited_to_backend(case.model_fn))
     order = find_order(model, case.params, case.inputs[0])
     sizes, layout = mapped._plan_projected(model, case.params, case.inputs[0], order=order)
-    assert sizes.chunk * sizes.group * 4 * 3 * layout.plain_size <= mapped._TOGETHER_BYTES < 64 * 4 * layout.plain_size
+    assert sizes.chunk * sizes.group * 4 * 3 * layout.row_size <= mapped._TOGETHER_BYTES < 64 * 4 * layout.row_size
 
 
 @pytest.mark.parametrize("together", [1, 4, 64])
