@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.basis import Basis
 from jax_core.operators import LowRank, Operator, whiten
 from jax_core.short_repr import ShortRepr
 from jax_core.trees import create_pytree_flattener
@@ -98,11 +100,11 @@ class Posterior(ShortRepr):
         inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
         return inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
 
-    @property
-    def basis(self) -> Float[Array, "P R"] | None:
+    @cached_property
+    def basis(self) -> Basis | None:
         """Vectors of which :meth:`covariance_from` takes products: those of a low rank under a scalar prior."""
         curvature = self.relative_curvature
-        return curvature.U if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
+        return Basis(curvature.U) if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
 
     def covariance_from(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
         r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`basis` and $J J^\top$."""

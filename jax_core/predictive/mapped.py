@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.basis import Basis
 from jax_core.batches import padded
 from jax_core.compiled import as_data, cached_by_shape
 from jax_core.factored import FactoredRows, Layout, Parts
@@ -68,7 +69,7 @@ def map_jacobians(
 def map_projected(
     model_fn: ModelFn,
     params: Params,
-    basis: Float[Array, "P R"],
+    basis: Basis,
     function: Callable[[Array, Projected], Any],
     *,
     sizes: Sizes | None = None,
@@ -78,23 +79,18 @@ def map_projected(
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
         params: Where to linearise.
-        basis: $U$; it is copied, its rows in the order of the Jacobians' columns.
+        basis: $U$, over the flattened parameters.
         function: From outputs ``(b, C)`` and the projected Jacobians to a pytree with leading axis ``b``.
         sizes: As there. Small batches have a program of their own.
     """
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
-    @lru_cache(maxsize=1)
-    def prepared(order: Order, layout: Layout) -> tuple[ModelFn, Params, Parts]:
-        with jax.ensure_compile_time_eval():  # what is remembered must not belong to a program that is being traced
-            rows = basis if order.as_stored else basis[order.positions(params)]
-            return as_data(in_order(model, order)), order.of(params), _split(layout, rows.T)
-
     def run(inputs: Any) -> Any:
         total, example = jax.tree.leaves(inputs)[0].shape[0], _example(inputs)
         order = find_order(model, params, example)
         chosen, layout = _plan_projected(model, params, example, order=order)
-        evaluate = partial(_of_projected, last, *prepared(order, layout), layout=layout)
+        ordered, cut = as_data(in_order(model, order)), basis.cut(params, order, layout)
+        evaluate = partial(_of_projected, last, ordered, order.of(params), cut, layout=layout)
         return _in_pieces(evaluate, inputs, sizes or _together(chosen, total))
 
     return run
@@ -142,9 +138,6 @@ def _together(sizes: Sizes, total: int) -> Sizes:
         return Sizes(min(sizes.chunk, wanted), 1)
     chunk = min(sizes.chunk, wanted)
     return Sizes(chunk, min(sizes.group, wanted // chunk))
-
-
-_split = jax.jit(Layout.split, static_argnums=0)
 
 
 @jax.jit

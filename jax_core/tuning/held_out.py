@@ -11,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jax_core.basis import Basis
 from jax_core.batches import Batch
 from jax_core.compiled import as_data
 from jax_core.evaluation import (
@@ -48,7 +49,7 @@ def predictions_on_grid(
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
     last = Partial(_on_grid, as_data(finish), curvature, grid)
     if isinstance(curvature, LowRank):
-        return map_projected(model_fn, mean, curvature.U, last)
+        return map_projected(model_fn, mean, Basis(curvature.U), last)
     return map_jacobians(model_fn, mean, last)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import jax_core.jacobians
 from jax_core import Diagonal, LowRank, Posterior
+from jax_core.basis import Basis
 from jax_core.compiled import as_data
 from jax_core.predictive import linearized_predictive, map_projected, mapped
 from jax_core.weight_order import find_order
@@ -35,7 +36,9 @@ def test_projections_are_those_of_the_dense_jacobian(x64):
     for case in (mlp(), cnn(), attention()):
         rows = dense_jacobian(case)
         basis = jax.random.normal(jax.random.key(4), (rows.shape[-1], 3))
-        found = map_projected(case.model_fn, case.params, basis, lambda outputs, projected: projected)(case.inputs)
+        found = map_projected(case.model_fn, case.params, Basis(basis), lambda outputs, projected: projected)(
+            case.inputs
+        )
         np.testing.assert_allclose(found.inner, rows @ basis, atol=1e-11)
         np.testing.assert_allclose(found.gram, rows @ jnp.swapaxes(rows, 1, 2), atol=1e-11)
 
@@ -44,9 +47,18 @@ def test_projections_can_be_part_of_a_program(x64):
     """What is prepared once must not belong to the program that was traced first."""
     case = cnn()
     basis = jax.random.normal(jax.random.key(4), (dense_jacobian(case).shape[-1], 3))
-    project = map_projected(case.model_fn, case.params, basis, lambda outputs, projected: projected.inner)
+    project = map_projected(case.model_fn, case.params, Basis(basis), lambda outputs, projected: projected.inner)
     inside = jax.jit(project)(case.inputs)
     np.testing.assert_allclose(project(case.inputs), inside, atol=1e-12)
+
+
+def test_a_posterior_cuts_its_vectors_once_for_all_predictives(x64):
+    case = cnn()
+    posterior = posterior_of(case)
+    linearized_predictive(case.model_fn, posterior)(case.inputs)
+    cut = posterior.basis._latest[2]
+    linearized_predictive(case.model_fn, posterior, tuple)(case.inputs[:2])
+    assert posterior.basis._latest[2] is cut
 
 
 def test_many_rows_meet_a_basis_a_few_examples_at_a_time(monkeypatch):
