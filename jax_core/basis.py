@@ -27,8 +27,5 @@ class Basis:
         if self._latest is None or self._latest[:2] != (order, layout):
             with jax.ensure_compile_time_eval():  # what is remembered must not belong to a program that is being traced
                 columns = self.columns if order.as_stored else self.columns[order.positions(params)]
-                self._latest = order, layout, _split(layout, columns.T)
+                self._latest = order, layout, layout.split(columns.T)
         return self._latest[2]
-
-
-_split = jax.jit(Layout.split, static_argnums=0)

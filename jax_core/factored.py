@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -69,11 +70,13 @@ class Layout:
         """Number of parameters."""
         return self.plain_size + sum(slot.size for slot in self.factored)
 
+    @partial(jax.jit, static_argnums=0)
     def split(self, rows: Float[Array, "K P"]) -> Parts:
         """Cut vectors by leaves, once for many products: a slice inside a product is a copy."""
         plain = jnp.concatenate([rows[:, s.part] for s in self.plain] or [rows[:, :0]], axis=1)
         return plain, tuple(rows[:, s.part].reshape(len(rows), s.shape[0], -1) for s in self.factored)
 
+    @partial(jax.jit, static_argnums=0)
     def join(self, parts: Parts) -> Float[Array, "K P"]:
         """Undo :meth:`split`."""
         plain, factored = parts

@@ -69,7 +69,12 @@ def _footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
 
 def example_of(batch: Batch) -> Any:
     """The shapes of one sample's inputs."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.input)
+    return shapes_of_one(batch.input)
+
+
+def shapes_of_one(inputs: Any) -> Any:
+    """The shapes of one sample, from inputs of a batch."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
 
 
 def rows_per_block(row_bytes: int) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from jax_core.factored import FactoredRows, Layout, Slot
 from jax_core.types import ModelFn, Params
-from jax_core.weight_order import Product, run_watched
+from jax_core.weight_order import Order, Product, in_order, run_watched
 
 _WORTH = 2**12  # elements of a matrix from which two factors beat written-out gradients
 
@@ -59,6 +59,11 @@ def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
     return Layout(
         tuple(slot for slot in slots if slot.leaf not in found), tuple(slot for slot in slots if slot.leaf in found)
     )
+
+
+def layout_in_order(model_fn: ModelFn, params: Params, example: Any, order: Order) -> Layout:
+    """:func:`find_layout` of parameters in an order, which are not moved for that."""
+    return find_layout(in_order(model_fn, order), jax.eval_shape(order.of, params), example)
 
 
 def factored_jacobian(

@@ -17,7 +17,7 @@ from jax_core.curvature.product_stream import ProductStream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
 from jax_core.footprint import example_of
-from jax_core.jacobians import find_layout
+from jax_core.jacobians import layout_in_order
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan, Problem
 from jax_core.trees import get_size
@@ -75,8 +75,9 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
     rows = float(per_sample)
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
-    ordered, _ = source.in_order_of_gradients()
-    layout = find_layout(ordered.model_fn, ordered.params, example_of(batch))
+    example = example_of(batch)
+    order = find_order(source.model_fn, source.params, example)
+    layout = layout_in_order(source.model_fn, source.params, example, order)
     return Problem(
         size=layout.size,
         plain=layout.plain_size,
@@ -84,15 +85,14 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
         samples=source.passes.num_samples,
         outputs=per_sample,
         rows_per_sample=rows,
-        forward_flops=_forward_flops(source, batch.input),
+        forward_flops=_forward_flops(source, example),
         rank=rank,
         rows_bytes=rows_bytes,
         itemsize=jnp.dtype(source.dtype).itemsize,
     )
 
 
-def _forward_flops(source: Source, inputs: Any) -> float:
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+def _forward_flops(source: Source, example: Any) -> float:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), source.params)
     costs = jax.jit(lambda x, p: source.model_fn(x, p)).lower(example, shapes).cost_analysis() or {}
     return float(costs.get("flops", 2 * get_size(source.params)))

@@ -44,11 +44,17 @@ class Order:
 
     def of(self, params: Params) -> Params:
         """Parameters in this order."""
-        return self._transposed(params, self.axes)
+        leaves, treedef = jax.tree.flatten(params)
+        return jax.tree.unflatten(treedef, [leaf.transpose(a) for leaf, a in zip(leaves, self.axes, strict=True)])
+
+    @property
+    def inverse(self) -> Order:
+        """From this order back to the one stored."""
+        return Order(tuple(tuple(np.argsort(axes).tolist()) for axes in self.axes))
 
     def undo(self, params: Params) -> Params:
         """Parameters in this order as they were stored."""
-        return self._transposed(params, [tuple(np.argsort(axes).tolist()) for axes in self.axes])
+        return self.inverse.of(params)
 
     def positions(self, params: Params) -> Int[np.ndarray, " P"]:
         """For each of the flattened parameters in this order, where it lies among those as stored."""
@@ -62,12 +68,7 @@ class Order:
 
     def places(self, params: Params) -> Int[np.ndarray, " P"]:
         """For each of the flattened parameters as stored, where it lies among those in this order."""
-        return np.argsort(self.positions(params))
-
-    @staticmethod
-    def _transposed(params: Params, axes: Sequence[tuple[int, ...]]) -> Params:
-        leaves, treedef = jax.tree.flatten(params)
-        return jax.tree.unflatten(treedef, [leaf.transpose(a) for leaf, a in zip(leaves, axes, strict=True)])
+        return self.inverse.positions(jax.eval_shape(self.of, params))
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +132,7 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
         found[product.leaf] = (*product.out_axes, *product.in_axes)
         return product.result
 
-    matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1}
+    matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size}
     jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note), example, params)
     return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
 

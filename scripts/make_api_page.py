@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -62,7 +63,8 @@ def entry(name: str, value: object) -> str:
         members = [
             f"- `.{key}{signature(member) if callable(member) else ''}`: {first_line(member)}"
             for key, member in vars(value).items()
-            if not key.startswith("_") and (inspect.isfunction(member) or isinstance(member, property))
+            if not key.startswith("_")
+            and (inspect.isfunction(member) or isinstance(member, property | cached_property))
         ]
         parts.append("\n".join(members))
     return "\n\n".join(part for part in parts if part)

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the c
 
 
 class JacobianStream:
-    r"""$V \mapsto \sum_i J_i^\top H_i J_i V$ over a loader, unscaled, with dense layers in factors.
+    r"""$V \mapsto \sum_i J_i^\top H_i J_i V$ over a loader, unscaled, with some layers in factors.
 
     Where one example's Jacobian is cheap (few outputs, dense layers) a block of vectors meets it in matrix products,
     in place of a pass through the network for each vector.
@@ -51,7 +51,7 @@ class JacobianStream:
         for number, batch in enumerate(self.passes.shown("Curvature")):
             if layout is None or parts is None:
                 layout = find_layout(self.model_fn, self.params, example_of(batch))
-                parts = _split(layout, rows)
+                parts = layout.split(rows)
                 image = jax.tree.map(jnp.zeros_like, parts)
             sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
             for piece in pieces(batch, sizes.block):
@@ -62,11 +62,7 @@ class JacobianStream:
                 image, data = _add(*model, parts, whole, count, image, layout=layout, chunk=chunk)
                 sums.add(data, number)
         self.sums = self.sums or sums
-        return rows if layout is None else _join(layout, image)
-
-
-_split = jax.jit(Layout.split, static_argnums=0)
-_join = jax.jit(Layout.join, static_argnums=0)
+        return rows if layout is None else layout.join(image)
 
 
 class JacobianPlan(NamedTuple):

@@ -15,6 +15,7 @@ from jax_core.batches import Batch
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
+from jax_core.footprint import example_of
 from jax_core.likelihoods import Likelihood
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
@@ -74,8 +75,7 @@ class RowStream:
         self.sums, self.num_rows = DataSums(), 0
         batches = self._with_rows()
         first = next(batches)
-        example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first[0].input)
-        sizes = plan_rows(self.model_fn, self.params, example)
+        sizes = plan_rows(self.model_fn, self.params, example_of(first[0]))
 
         def chained() -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
             yield first

@@ -4,7 +4,7 @@ Four ways lead to the leading eigenpairs of $G = R^\top R = \sum_i J_i^\top H_i 
 
 * ``gram``: all rows in memory, eigenpairs of the small $R R^\top$. Exact; rows must be few.
 * ``nystrom`` by ``rows``: one gradient per row, then two dense products with the block of random vectors.
-* ``nystrom`` by ``jacobians``: the gradients of all outputs, those of dense layers in factors, then the same.
+* ``nystrom`` by ``jacobians``: the gradients of all outputs, those of some layers in factors, then the same.
 * ``nystrom`` by ``products``: the block pushed forward and back through the network, no gradient per sample.
 
 With $F$ the operations of one forward pass, $P$ parameters of which $Q$ are outside layers that stay in factors and
@@ -36,7 +36,7 @@ class Plan:
 
     Attributes:
         method: ``"gram"``, ``"nystrom"``, ``"lanczos"``, ``"block_lanczos"`` or ``"lobpcg"``.
-        strategy: ``"rows"`` (gradients of single outputs), ``"jacobians"`` (of all outputs, dense layers in factors)
+        strategy: ``"rows"`` (gradients of single outputs), ``"jacobians"`` (of all outputs, some layers in factors)
             or ``"products"`` (the network's Jacobian products).
         reason: One sentence with the figures behind the choice.
     """

@@ -45,10 +45,15 @@ class Posterior(ShortRepr):
         """Number of parameters."""
         return self.relative_curvature.size
 
+    @property
+    def _inverse(self) -> Operator:
+        """$(M + I)^{-1}$."""
+        return self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
+
     def cov_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         r"""$\Sigma v$ on flat vectors."""
         root = jax.lax.rsqrt(self.prior_precision)
-        return root * self.relative_curvature.shift(1.0).apply(lambda m: 1 / m).mv(root * vector)
+        return root * self._inverse.mv(root * vector)
 
     def cov_mv(self, vector: Params) -> Params:
         r"""$\Sigma v$."""
@@ -97,8 +102,7 @@ class Posterior(ShortRepr):
 
     def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         r"""$J \Sigma J^\top$ for Jacobians given as rows ``(..., C, P)`` over the flattened parameters."""
-        inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
-        return inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
+        return self._inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
 
     @cached_property
     def basis(self) -> Basis | None:
@@ -108,6 +112,6 @@ class Posterior(ShortRepr):
 
     def covariance_from(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
         r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`basis` and $J J^\top$."""
-        assert isinstance(self.relative_curvature, LowRank)
-        inverse = self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
+        inverse = self._inverse
+        assert isinstance(inverse, LowRank)
         return inverse.combine(inner, gram) / self.prior_precision

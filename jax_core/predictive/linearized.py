@@ -1,8 +1,8 @@
 r"""The linearised predictive $f(x) \sim \mathcal N(f_{\theta^*}(x), J \Sigma J^\top)$ (Immer et al., arXiv:2008.08400).
 
 The covariance is exact: the Jacobian of each example is materialised a few examples at a time, and for a low-rank
-posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled. Dense
-layers stay in factors there (see :mod:`jax_core.factored`), if they are most of the parameters.
+posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled.
+Layers whose matrices meet few vectors of an example stay in factors there (see :mod:`jax_core.factored`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from jax_core.basis import Basis
 from jax_core.batches import padded
 from jax_core.compiled import as_data, cached_by_shape
 from jax_core.factored import FactoredRows, Layout, Parts
-from jax_core.footprint import footprint
-from jax_core.jacobians import factored_jacobian, find_layout, jacobian
+from jax_core.footprint import footprint, shapes_of_one
+from jax_core.jacobians import factored_jacobian, jacobian, layout_in_order
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 from jax_core.weight_order import Order, find_order, in_order
@@ -60,7 +60,7 @@ def map_jacobians(
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
     def run(inputs: Any) -> Any:
-        chosen = sizes or _plan(model, params, _example(inputs))
+        chosen = sizes or _plan(model, params, shapes_of_one(inputs))
         return _in_pieces(partial(_of_jacobians, last, model, params), inputs, chosen)
 
     return run
@@ -86,18 +86,14 @@ def map_projected(
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
     def run(inputs: Any) -> Any:
-        total, example = jax.tree.leaves(inputs)[0].shape[0], _example(inputs)
+        total, example = jax.tree.leaves(inputs)[0].shape[0], shapes_of_one(inputs)
         order = find_order(model, params, example)
         chosen, layout = _plan_projected(model, params, example, order=order)
-        ordered, cut = as_data(in_order(model, order)), basis.cut(params, order, layout)
-        evaluate = partial(_of_projected, last, ordered, order.of(params), cut, layout=layout)
+        cut = basis.cut(params, order, layout)
+        evaluate = partial(_of_projected, last, model, params, cut, order=order, layout=layout)
         return _in_pieces(evaluate, inputs, sizes or _together(chosen, total))
 
     return run
-
-
-def _example(inputs: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
 
 
 @cached_by_shape
@@ -109,8 +105,7 @@ def _plan(model_fn: ModelFn, params: Params, example: Any) -> Sizes:
 @cached_by_shape
 def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: Order) -> tuple[Sizes, Layout]:
     """The same for rows in factors, and their layout: as many rounds a loop as meet a basis at once."""
-    ordered, weights = in_order(model_fn, order), jax.eval_shape(order.of, params)
-    layout = find_layout(ordered, weights, example)
+    layout = layout_in_order(model_fn, params, example, order)
     sizes = _fitting(model_fn, params, example, layout.row_size)
     if sizes.group == 1:
         return Sizes(min(sizes.chunk, _TOGETHER), 1), layout
@@ -150,7 +145,7 @@ def _of_jacobians(function: Callable[..., Any], model_fn: ModelFn, params: Param
     return _in_turn(result, count, jax.tree.leaves(inputs)[0].shape[0])
 
 
-@partial(jax.jit, static_argnames="layout")
+@partial(jax.jit, static_argnames=("order", "layout"))
 def _of_projected(
     function: Callable[..., Any],
     model_fn: ModelFn,
@@ -159,12 +154,14 @@ def _of_projected(
     inputs: Any,
     count: Any,
     *,
+    order: Order,
     layout: Layout,
 ) -> Any:
     """The same with the rows of all chunks before they meet the basis."""
 
     def rows_of(i: Any) -> tuple[Array, FactoredRows]:
-        return factored_jacobian(model_fn, params, _chunk(inputs, i), layout)
+        # Put in order here, where XLA cancels it against the model's own transpositions.
+        return factored_jacobian(in_order(model_fn, order), order.of(params), _chunk(inputs, i), layout)
 
     outputs, rows = _in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
     return function(outputs, Projected(rows.times_rows(basis), rows.gram()))

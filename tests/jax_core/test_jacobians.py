@@ -34,16 +34,21 @@ def both_layouts():
     return model, params, normal(5, 6, 5)
 
 
+def in_gradients_order(model, params, example):
+    """As everything that takes rows hands them over."""
+    order = find_order(model, params, example)
+    return in_order(model, order), order.of(params)
+
+
 def factored_leaves(model, params, example):
-    return [slot.leaf for slot in find_layout(model, params, example).factored]
+    return [slot.leaf for slot in find_layout(*in_gradients_order(model, params, example), example).factored]
 
 
 def test_dense_layers_are_found_however_they_are_stored():
     model, params, inputs = both_layouts()
     layout = find_layout(model, params, inputs[0])
     assert [slot.leaf for slot in layout.factored] == [3]  # the others are stored as (in, out)
-    order = find_order(model, params, inputs[0])
-    layout = find_layout(in_order(model, order), order.of(params), inputs[0])
+    layout = find_layout(*in_gradients_order(model, params, inputs[0]), inputs[0])
     assert [(slot.leaf, slot.shape) for slot in layout.factored] == [(1, (4, 5)), (2, (2, 3)), (3, (3, 4))]
     assert [slot.leaf for slot in layout.plain] == [0]
     assert layout.size == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -53,9 +58,8 @@ def test_layers_of_flax_models_are_found():
     graph, params = nnx.split(
         nnx.Sequential(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(6, 2, rngs=nnx.Rngs(1)))
     )
-    model = lambda x, p: nnx.call((graph, p))(x)[0]  # noqa: E731
-    order = find_order(model, params, jnp.ones(4))
-    layout = find_layout(in_order(model, order), order.of(params), jnp.ones(4))
+    model, params = in_gradients_order(lambda x, p: nnx.call((graph, p))(x)[0], params, jnp.ones(4))
+    layout = find_layout(model, params, jnp.ones(4))
     assert [slot.shape for slot in layout.factored] == [(6, 4), (2, 6)]
 
 
@@ -101,9 +105,7 @@ def test_a_matrix_that_meets_few_vectors_stays_in_factors():
 )
 def test_factors_are_the_jacobian(x64, make):
     model, params, inputs = make()
-    model = suited_to_backend(model)
-    order = find_order(model, params, inputs[0])
-    model, params = in_order(model, order), order.of(params)
+    model, params = in_gradients_order(suited_to_backend(model), params, inputs[0])
     layout = find_layout(model, params, inputs[0])
     assert layout.factored
     outputs, rows = jax.jit(lambda x: factored_jacobian(model, params, x, layout))(inputs)

@@ -50,6 +50,10 @@ def test_weights_used_in_any_other_way_stay_as_stored(model, shape):
     assert order_of(model, shape) == tuple(range(len(shape)))
 
 
+def test_leaves_without_elements_stay_as_stored():
+    assert order_of(lambda x, p: p["w"].reshape(4, 0) @ x[:0], (0, 4)) == (0, 1)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.permutations(range(3)), st.permutations(range(2)))
 def test_positions_are_those_of_the_flattened_parameters(first, second):
