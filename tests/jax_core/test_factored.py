@@ -66,3 +66,10 @@ def test_gram_and_low_rank_quadratic_are_the_dense_ones(rows):
     operator = LowRank(basis, jnp.array([3.0, 0.5]), jnp.array(0.1))
     inner = rows.times_rows(rows.layout.split(basis.T))
     np.testing.assert_allclose(operator.combine(inner, rows.gram()), operator.quadratic(dense), atol=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "outputs"), [(0, 2), (4, 1), (4, 2), (3, 2), (6, 15), (2, 16)])
+def test_gram_of_any_number_of_rows(x64, batch, outputs):
+    layout = Layout(LAYOUT.plain, ())
+    rows = FactoredRows(normal(7, batch, outputs, layout.plain_size), (), (), layout)
+    np.testing.assert_allclose(rows.gram(), np.einsum("bcq,bdq->bcd", rows.plain, rows.plain), atol=1e-12)
