@@ -43,11 +43,17 @@ def as_data(function: Callable[..., Any]) -> Any:
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+def result_shape(function: Callable[..., Any], *args: Any) -> Any:
+    """``jax.eval_shape``, where what the function itself binds may be shapes, as it is for ``cached_by_shape``."""
+    return jax.eval_shape(lambda function, *args: function(*args), as_data(function), *args)
+
+
 def cached_by_shape(function: Callable[..., T]) -> Callable[..., T]:
     """Remember what a function of shapes found: it is called again only for other trees, shapes or dtypes.
 
     Args:
-        function: Of pytrees whose values it does not look at; keyword arguments are hashed as they are.
+        function: Of pytrees, callables among them, of which it gets the shapes only: see ``result_shape``. Keyword
+            arguments are hashed as they are.
     """
 
     @lru_cache(maxsize=64)

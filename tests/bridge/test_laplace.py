@@ -18,6 +18,15 @@ def network(seed=0, dtype=torch.float32):
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
 
 
+def normalised():
+    """Convolutions with batch norm, whose running statistics are buffers."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5)
+    norm(torch.randn(50, 5, 2, 1) * 2 + 1)
+    model = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 5, (1, 2)), norm, nn.Tanh(), nn.Flatten())
+    return model.append(nn.Linear(10, 3)).eval()
+
+
 def digits(n=24, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, 4, generator=generator, dtype=dtype)
@@ -45,7 +54,7 @@ def dense_ggn(model, x):
     names = sorted(dict(model.named_parameters()))
     params = {name: p.detach() for name, p in model.named_parameters()}
     jacobians = torch.func.vmap(
-        torch.func.jacrev(lambda p, one: torch.func.functional_call(model, p, (one,))), in_dims=(None, 0)
+        torch.func.jacrev(lambda p, one: torch.func.functional_call(model, p, (one[None],))[0]), in_dims=(None, 0)
     )(params, x)
     rows = torch.cat([jacobians[name].flatten(2) for name in names], dim=-1)
     p = model(x).softmax(-1).detach()
@@ -86,9 +95,10 @@ def test_training_on_does_not_move_the_posterior():
     torch.testing.assert_close(la(digits()[0]), before)
 
 
+@pytest.mark.parametrize("make", [network, normalised])
 @pytest.mark.parametrize("method", ["auto", "lanczos", "nystrom", "gram", "lobpcg"])
-def test_methods_find_the_dense_eigenvalues(method):
-    model, (x, y) = network(), digits()
+def test_methods_find_the_dense_eigenvalues(method, make):
+    model, (x, y) = make(), digits()
     rank = 8
     la = Laplace(model, method=method, rank=rank, passes=3, progress=False)
     la.options = type(la.options)(**{**vars(la.options), "tolerance": 0.0})
@@ -98,12 +108,14 @@ def test_methods_find_the_dense_eigenvalues(method):
     np.testing.assert_allclose(la.fitted.curvature.s[:leading], expected[:leading], rtol=2e-2)
 
 
-@pytest.mark.parametrize("structure", ["full", "diag"])
-def test_predictive_is_the_dense_one(structure):
-    model, (x, y) = network(), digits()
-    la = Laplace(model, hessian_structure=structure, prior_precision=3.0, progress=False).fit(loader(x, y))
+@pytest.mark.parametrize("make", [network, normalised])
+@pytest.mark.parametrize("structure", ["full", "diag", "lowrank"])
+def test_predictive_is_the_dense_one(structure, make):
+    model, (x, y) = make(), digits()
     ggn, rows = dense_ggn(model, x)
-    ggn = ggn if structure == "full" else torch.diag(torch.diagonal(ggn))
+    options = {"hessian_structure": structure, "rank": len(ggn), "prior_precision": 3.0, "progress": False}
+    la = Laplace(model, **options).fit(loader(x, y))
+    ggn = torch.diag(torch.diagonal(ggn)) if structure == "diag" else ggn
     covariance = torch.linalg.inv(ggn + 3.0 * torch.eye(len(ggn)))
     mean, variance = la.predictive_distribution(x)
     torch.testing.assert_close(mean, model(x).detach(), rtol=1e-4, atol=1e-5)

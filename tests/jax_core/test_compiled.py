@@ -1,0 +1,42 @@
+"""What is remembered by shape may only see shapes, of what a model binds too."""
+
+import jax.numpy as jnp
+import pytest
+from jax.tree_util import Partial
+
+from jax_core.batches import Batch
+from jax_core.compiled import cached_by_shape, result_shape
+from jax_core.curvature.jacobian_stream import plan_jacobians
+from jax_core.footprint import footprint
+from jax_core.jacobians import find_layout
+from jax_core.predictive.mapped import map_jacobians
+from jax_core.weight_order import find_order
+
+MODEL = Partial(lambda shift, x, p: (x + shift + 1.0) @ p["w"], jnp.ones(4))
+PARAMS, INPUTS = {"w": jnp.ones((4, 3))}, jnp.ones((5, 4))
+
+
+def test_found_once_for_equal_shapes():
+    seen = []
+    count = cached_by_shape(lambda x, *, scale: seen.append(x.shape) or scale * x.size)
+    assert [count(jnp.ones(3), scale=2), count(jnp.zeros(3), scale=2), count(jnp.ones(3), scale=3)] == [6, 6, 9]
+    assert seen == [(3,), (3,)]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda model: result_shape(model, INPUTS[0], PARAMS).shape == (3,),
+        lambda model: footprint(model, PARAMS, INPUTS[0]).bytes > 0,
+        lambda model: find_order(model, PARAMS, INPUTS[0]).axes == ((1, 0),),
+        lambda model: find_layout(model, PARAMS, INPUTS[0]).size == 12,
+    ],
+)
+def test_shapes_suffice_of_what_a_model_binds(look):
+    assert cached_by_shape(look)(MODEL)
+
+
+def test_plans_take_models_that_bind_arrays():
+    layout = find_layout(MODEL, PARAMS, INPUTS[0])
+    assert plan_jacobians(MODEL, PARAMS, Batch(INPUTS, jnp.zeros(5, int)), layout=layout).block > 0
+    assert map_jacobians(MODEL, PARAMS, lambda mean, rows: rows.sum((1, 2)))(INPUTS).shape == (5,)
