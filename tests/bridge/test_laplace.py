@@ -21,10 +21,9 @@ def network(seed=0, dtype=torch.float32):
 def normalised():
     """Convolutions with batch norm, whose running statistics are buffers."""
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(5)
-    norm(torch.randn(50, 5, 2, 1) * 2 + 1)
-    model = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 5, (1, 2)), norm, nn.Tanh(), nn.Flatten())
-    return model.append(nn.Linear(10, 3)).eval()
+    (norm := nn.BatchNorm2d(5))(torch.randn(50, 5, 2, 1) * 2 + 1)
+    layers = nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 5, (1, 2)), norm, nn.Tanh(), nn.Flatten(), nn.Linear(10, 3)
+    return nn.Sequential(*layers).eval()
 
 
 def digits(n=24, dtype=torch.float32):
@@ -99,8 +98,7 @@ def test_training_on_does_not_move_the_posterior():
 @pytest.mark.parametrize("method", ["auto", "lanczos", "nystrom", "gram", "lobpcg"])
 def test_methods_find_the_dense_eigenvalues(method, make):
     model, (x, y) = make(), digits()
-    rank = 8
-    la = Laplace(model, method=method, rank=rank, passes=3, progress=False)
+    la = Laplace(model, method=method, rank=8, passes=3, progress=False)
     la.options = type(la.options)(**{**vars(la.options), "tolerance": 0.0})
     la.fit(loader(x, y))
     expected = torch.linalg.eigvalsh(dense_ggn(model, x)[0]).flip(0)
@@ -115,8 +113,8 @@ def test_predictive_is_the_dense_one(structure, make):
     ggn, rows = dense_ggn(model, x)
     options = {"hessian_structure": structure, "rank": len(ggn), "prior_precision": 3.0, "progress": False}
     la = Laplace(model, **options).fit(loader(x, y))
-    ggn = torch.diag(torch.diagonal(ggn)) if structure == "diag" else ggn
-    covariance = torch.linalg.inv(ggn + 3.0 * torch.eye(len(ggn)))
+    kept = torch.diag(torch.diagonal(ggn)) if structure == "diag" else ggn
+    covariance = torch.linalg.inv(kept + 3.0 * torch.eye(len(ggn)))
     mean, variance = la.predictive_distribution(x)
     torch.testing.assert_close(mean, model(x).detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(variance, rows @ covariance @ rows.mT, rtol=1e-3, atol=1e-4)
