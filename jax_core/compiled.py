@@ -43,22 +43,20 @@ def as_data(function: Callable[..., Any]) -> Any:
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
-def result_shape(function: Callable[..., Any], *args: Any) -> Any:
-    """``jax.eval_shape``, where what the function itself binds may be shapes, as it is for ``cached_by_shape``."""
-    return jax.eval_shape(lambda function, *args: function(*args), as_data(function), *args)
-
-
 def cached_by_shape(function: Callable[..., T]) -> Callable[..., T]:
     """Remember what a function of shapes found: it is called again only for other trees, shapes or dtypes.
 
     Args:
-        function: Of pytrees, callables among them, of which it gets the shapes only: see ``result_shape``. Keyword
-            arguments are hashed as they are.
+        function: Of pytrees, callables among them, which it gets as abstract arrays, so that it can trace a model that
+            binds some; what it returns holds none. Keyword arguments are hashed as they are.
     """
 
     @lru_cache(maxsize=64)
     def remembered(treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], options: tuple[Any, ...]) -> T:
-        return function(*jax.tree.unflatten(treedef, leaves), **dict(options))
+        found: list[T] = []
+        args = jax.tree.unflatten(treedef, leaves)
+        jax.eval_shape(lambda *args: found.append(function(*args, **dict(options))), *args)
+        return found[0]
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> T:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.compiled import as_data, result_shape
 from jax_core.factored import FactoredRows, Layout, Slot
 from jax_core.types import ModelFn, Params
 from jax_core.weight_order import Order, Product, in_order, run_watched
@@ -41,7 +40,7 @@ def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
     They are those of dense layers, and of convolutions over maps so small that the vectors at their positions are
     fewer than the outputs, about; stored as ``(out, *in)`` (see :mod:`jax_core.weight_order`).
     """
-    outputs = math.prod(result_shape(model_fn, example, params).shape)
+    outputs = math.prod(jax.eval_shape(model_fn, example, params).shape)
     found: dict[int, int] = {}
 
     def note(leaf: int, vectors: Array, product: Product) -> Array:
@@ -54,7 +53,7 @@ def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
     sizes = [math.prod(shape) for shape in shapes]
     matrices = {i for i, shape in enumerate(shapes) if len(shape) > 1 and sizes[i] >= _WORTH}
     if matrices:
-        jax.eval_shape(lambda fn, x, p: _run(fn, p, x, matrices, note), as_data(model_fn), example, params)
+        jax.eval_shape(lambda x, p: _run(model_fn, p, x, matrices, note), example, params)
     starts = itertools.accumulate(sizes[:-1], initial=0)
     slots = [Slot(i, start, shapes[i], found.get(i, 1)) for i, start in enumerate(starts)]
     return Layout(

@@ -133,7 +133,7 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
         return product.result
 
     matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size}
-    jax.eval_shape(lambda model_fn, x, p: run_watched(model_fn, p, x, matrices, note), model_fn, example, params)
+    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note), example, params)
     return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
 
 

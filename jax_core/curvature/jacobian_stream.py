@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.batches import Batch, batch_size, padded, pieces
-from jax_core.compiled import cached_by_shape, result_shape
+from jax_core.compiled import cached_by_shape
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.factored import Layout, Parts
@@ -75,7 +75,7 @@ class JacobianPlan(NamedTuple):
 @cached_by_shape
 def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> JacobianPlan:
     """Sizes that bound the memory that the rows of a block take, and keep a chunk's in reach of the caches."""
-    outputs = result_shape(model_fn, example_of(batch), params).size
+    outputs = jax.eval_shape(model_fn, example_of(batch), params).size
     block = examples_per_block(4 * outputs * layout.row_size)
     size = footprint(model_fn, params, example_of(batch))
     # A convolution primitive must not sit in a compiled loop.

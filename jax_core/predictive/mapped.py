@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_core.basis import Basis
 from jax_core.batches import padded
-from jax_core.compiled import as_data, cached_by_shape, result_shape
+from jax_core.compiled import as_data, cached_by_shape
 from jax_core.factored import FactoredRows, Layout, Parts
 from jax_core.footprint import footprint, shapes_of_one
 from jax_core.jacobians import factored_jacobian, jacobian, layout_in_order
@@ -109,7 +109,7 @@ def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: O
     sizes = _fitting(model_fn, params, example, layout.row_size)
     if sizes.group == 1:
         return Sizes(min(sizes.chunk, _TOGETHER), 1), layout
-    written = 4 * result_shape(model_fn, example, params).size * layout.row_size
+    written = 4 * jax.eval_shape(model_fn, example, params).size * layout.row_size
     together = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, written)))
     chunk = 1 << min(sizes.chunk, together).bit_length() - 1
     return Sizes(chunk, max(1, together // chunk)), layout
@@ -118,7 +118,7 @@ def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: O
 def _fitting(model_fn: ModelFn, params: Params, example: Any, row_size: int) -> Sizes:
     """Sizes that keep rows of so many numbers, and the activations behind them, in reach of the caches."""
     size = footprint(model_fn, params, example)
-    outputs = result_shape(model_fn, example, params).size
+    outputs = jax.eval_shape(model_fn, example, params).size
     fitting = min(_ROW_BYTES // max(1, 4 * outputs * row_size), _ACTIVATIONS // max(1, size.bytes))
     if jax.default_backend() != "cpu":
         return Sizes(max(1, fitting * 16), 1)

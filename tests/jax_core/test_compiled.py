@@ -1,11 +1,12 @@
 """What is remembered by shape may only see shapes, of what a model binds too."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax.tree_util import Partial
 
 from jax_core.batches import Batch
-from jax_core.compiled import cached_by_shape, result_shape
+from jax_core.compiled import cached_by_shape
 from jax_core.curvature.jacobian_stream import plan_jacobians
 from jax_core.footprint import footprint
 from jax_core.jacobians import find_layout
@@ -26,7 +27,7 @@ def test_found_once_for_equal_shapes():
 @pytest.mark.parametrize(
     "look",
     [
-        lambda model: result_shape(model, INPUTS[0], PARAMS).shape == (3,),
+        lambda model: jax.eval_shape(model, INPUTS[0], PARAMS).shape == (3,),
         lambda model: footprint(model, PARAMS, INPUTS[0]).bytes > 0,
         lambda model: find_order(model, PARAMS, INPUTS[0]).axes == ((1, 0),),
         lambda model: find_layout(model, PARAMS, INPUTS[0]).size == 12,
