@@ -50,7 +50,8 @@ def trace(
             package (GPL-3.0), `"auto"` takes the second where the first cannot capture the model.
         verify: compare outputs and gradients with torch on the example, and raise `MismatchError` on a difference
             (relative, 1e-4 in float32, 1e-9 in float64). Gradients in float32 may be twice as far from float64's as
-            torch's own are, if those are within 1e-2; any other difference is judged again in float64.
+            torch's own are for weights moved by a few roundings, if those are within 1e-2; any other difference is
+            judged again in float64.
 
     Raises:
         MissingLoweringError: an operator has no JAX lowering; the message shows how to register one.

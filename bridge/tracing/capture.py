@@ -21,6 +21,7 @@ from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.lowering import LOWERINGS
 from bridge.tracing.outputs import plain
+from bridge.tracing.writes import without_writes
 
 aten = torch.ops.aten
 
@@ -66,7 +67,8 @@ def _export(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[ExportedPro
             shapes = _dynamic(model, args, kwargs)
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             _restore_stop_gradient(program.graph)
-            program = program.run_decompositions(_decompositions())
+            if not without_writes(program.graph):
+                program = program.run_decompositions(_decompositions())
         except Exception as error:  # whatever the model's own code raises on symbolic sizes
             raise TraceError(_explained(error)) from error
     if watch.culprit is not None:

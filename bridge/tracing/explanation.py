@@ -109,7 +109,7 @@ def _torch_outputs(model: torch.nn.Module, inputs: Inputs) -> dict[str, torch.Te
 
         def keep(module: torch.nn.Module, args: Any, output: Any, path: str = path) -> None:
             if isinstance(output, torch.Tensor):
-                outputs[path] = output.detach()
+                outputs[path] = output.detach().clone()  # a later module may write into it
 
         handles.append(module.register_forward_hook(keep))
     try:

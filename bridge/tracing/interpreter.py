@@ -47,9 +47,9 @@ class Step:
 
 def compile_steps(graph: fx.Graph) -> list[Step]:
     """The nodes of `graph` that compute something, with their lowerings; raises where one is missing."""
-    nodes = [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
+    nodes = computing(graph)
     for node in nodes:
-        if any(free_unbacked_symbols(value) for value in _tensors(node)):
+        if any(free_unbacked_symbols(value) for value in tensors(node)):
             raise TraceError(
                 f"The shape of {node.target}'s result depends on the data ({where(node)}), and JAX has fixed shapes. "
                 "Write it with torch.where or a mask."
@@ -82,6 +82,11 @@ def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
         values[step.name] = _cast(result, step.dtypes)
         for name in step.last_uses:
             values.pop(name, None)
+
+
+def computing(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that have a value, in order."""
+    return [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
 
 
 def has_lowering(node: fx.Node) -> bool:
@@ -154,7 +159,8 @@ def _resolve(argument: Any, values: dict[str, Any]) -> Any:
     return argument
 
 
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
+def tensors(node: fx.Node) -> list[torch.Tensor]:
+    """What a node stands for, as export saw it: a tensor, several, or none."""
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in values if isinstance(item, torch.Tensor)]

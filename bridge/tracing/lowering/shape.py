@@ -36,7 +36,7 @@ def permute(x: Array, dims: Sequence[int]) -> Array:
     return jnp.transpose(x, tuple(dims))
 
 
-@lowers(aten.transpose.int)
+@lowers(aten.transpose.int, aten.swapaxes.default)
 def transpose(x: Array, dim0: int, dim1: int) -> Array:
     """`x` with two axes swapped."""
     return jnp.swapaxes(x, dim0, dim1) if x.ndim else x

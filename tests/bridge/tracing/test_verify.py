@@ -1,6 +1,7 @@
 """The judge itself: what it lets pass, what it looks at again, what it refuses."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import bridge
 from bridge.tracing.exported import trace_export
-from bridge.tracing.verify import Comparison, _is_rounding, _torch_results, verify
+from bridge.tracing.verify import Comparison, _compare, _error, _is_rounding, _torch_results, _traced_results, verify
 
 F32 = torch.float32
 
@@ -81,3 +82,38 @@ def test_float64_judges_with_the_same_cotangents():
     assert [c.dtype for c in wide] == [torch.float64]
     for name, gradient in single.gradients.items():
         torch.testing.assert_close(gradient.double(), exact.gradients[name], rtol=1e-5, atol=1e-6)
+
+
+def test_kinks_that_rounded_weights_flip_too_are_accepted_without_another_trace():
+    """One unit lies on its kink for one example, and the traced model falls to the other side than torch."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 1)).eval(), torch.randn(4000, 20)
+    with torch.no_grad():
+        model[0].bias[0] -= model[0](x[:1])[0, 0]
+        active = bool(model[0](x[:1])[0, 0] > 0)
+    traced = trace_export(model, (x,))
+    bias = traced.params["0.bias"].at[0].add(-1e-6 if active else 1e-6)
+    moved = dataclasses.replace(traced, params={**traced.params, "0.bias": bias})
+    wanted, cotangents = _torch_results(model, (x,), traced.params)
+    compared = _compare(_traced_results(moved, (x,), cotangents), wanted)
+    assert compared.outputs < 1e-5 and 1e-3 < compared.gradients < 1e-2
+
+    def never(model, inputs):
+        raise AssertionError("traced again")
+
+    verify(moved, model, (x,), never)
+
+
+def test_norms_of_errors_are_those_of_float64_and_see_infinities():
+    a = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    b = a * (1 + 1e-3 * torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    wide = float((a.double() - b.double()).norm() / b.double().norm())
+    assert _error(bridge.to_jax(a), b) == pytest.approx(wide, rel=1e-6)
+    a[0] = b[0] = torch.inf
+    a[1] = b[1] = torch.nan
+    assert 0 < _error(bridge.to_jax(a), b) < 2 * wide
+    a[2] = torch.nan
+    assert math.isnan(_error(bridge.to_jax(a), b))
+    assert _error(bridge.to_jax(a[:5]), b) == math.inf
+    assert _error(bridge.to_jax(torch.arange(3)), torch.tensor([0, 1, 3])) == math.inf
+    assert _error(bridge.to_jax(1e-30 * torch.ones(3)), 2e-30 * torch.ones(3)) == pytest.approx(0.5)

@@ -1,0 +1,90 @@
+"""Make an exported graph functional, where nothing but in-place operators looks at the memory that they write."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from bridge.tracing.interpreter import computing, has_lowering, tensors
+from bridge.tracing.lowering import LOWERINGS
+
+aten = torch.ops.aten
+
+
+def without_writes(graph: fx.Graph) -> bool:
+    """Turn `relu_` into `relu` and so on; False, and the graph as it was, where that is not the whole story.
+
+    Functionalising in torch retraces the graph, which takes longer than exporting it; this reads it once. It holds
+    where every operator has a lowering, and no write reaches an input, a parameter or a value with earlier views.
+    """
+    nodes = computing(graph)
+    plain = {node: _plain(node.target) for node in nodes if _writes(node.target)}
+    if any(target not in LOWERINGS for target in plain.values()):
+        return False
+    if any(_updates_statistics(node) or not has_lowering(node) for node in nodes if node not in plain):
+        return False
+    written = _written(graph.nodes, [node for node in plain if not _is_idle(node)])
+    if written is None:
+        return False
+    latest: dict[StorageWeakRef, fx.Node] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            if source in written:
+                node.replace_input_with(source, latest[written[source]])
+        if node in written:
+            latest[written[node]] = node
+        if node in plain:
+            node.target = plain[node]
+    return True
+
+
+def _written(nodes: Iterable[fx.Node], writes: Collection[fx.Node]) -> dict[fx.Node, StorageWeakRef] | None:
+    """The memory of each written value: the node that made it, then those that wrote it. None where others see it."""
+    members: dict[StorageWeakRef, list[fx.Node]] = collections.defaultdict(list)
+    for node in nodes:
+        for memory in {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors(node)}:
+            members[memory].append(node)
+    found: dict[fx.Node, StorageWeakRef] = {}
+    for memory, sharing in members.items():
+        last = max((i for i, node in enumerate(sharing) if node in writes), default=0)
+        if last == 0:
+            continue
+        # later views read what the last write left
+        made, *wrote = sharing[: last + 1]
+        if made.op != "call_function" or any(node not in writes for node in wrote):
+            return None
+        found.update(dict.fromkeys([made, *wrote], memory))
+    return found if all(node in found for node in writes) else None
+
+
+def _writes(target: Any) -> bool:
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _plain(target: Any) -> OpOverload | None:
+    """The operator that returns what `target` writes into its first argument, if it is such a one."""
+    schema = target._schema
+    wrote = [i for i, argument in enumerate(schema.arguments) if argument.alias_info and argument.alias_info.is_write]
+    name = schema.name.removeprefix("aten::")
+    if wrote != [0] or len(schema.returns) != 1 or not name.endswith("_"):
+        return None
+    return getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether a write changes nothing: dropout in eval mode, which stands behind views in classifiers."""
+    return node.target is aten.dropout_.default and not node.args[2]
+
+
+def _updates_statistics(node: fx.Node) -> bool:
+    """Whether a normalisation moves its running statistics, which its schema does not say."""
+    if node.target not in (aten.batch_norm.default, aten.instance_norm.default):
+        return False
+    mean, by_batch = node.args[3], node.args[5]
+    return mean is not None and bool(by_batch)
