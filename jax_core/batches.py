@@ -75,6 +75,28 @@ def _slice(batch: Batch, start: int, size: int) -> Batch:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), batch)
 
 
+def evenly(total: int, most: int) -> int:
+    """The size of pieces that part ``total`` samples as evenly as can be, ``most`` in each at most."""
+    return -(-total // -(-total // most))
+
+
+class KnownSizes:
+    """The batch sizes of one pass that programs were compiled for: a ragged last batch needs no program of its own."""
+
+    def __init__(self) -> None:
+        self._compiled: set[int] = set()
+        self._padded: set[int] = set()
+
+    def fit(self, size: int) -> int:
+        """The size to pad a batch to: the next known one, the first time that ``size`` is met; from then on its own."""
+        known = min((other for other in self._compiled if other >= size), default=None)
+        if known is None or (known > size and size in self._padded):
+            self._compiled.add(size)
+            return size
+        self._padded.add(size)
+        return known
+
+
 def padded(samples: Any, missing: int) -> Any:
     """The pytree of samples with its last one repeated ``missing`` times."""
     if not missing:

@@ -127,7 +127,7 @@ def fit_curvature(
     if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)
     else:
-        ordered, order = source.in_order_of_gradients()
+        ordered, order = source.in_order_of_gradients
         curvature, sums = _by_rows(ordered, options, plan, key)
         curvature = curvature if order.as_stored else curvature.permute(order.places(params))
     total = sums.samples if num_total_samples is None else num_total_samples
@@ -141,7 +141,8 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
         return Plan(options.method, "products", "asked for")
-    problem = problem_of(source, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=options.tolerance)
+    ordered, _ = source.in_order_of_gradients
+    problem = problem_of(ordered, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=options.tolerance)
     if options.method == "lobpcg":
         return Plan("lobpcg", cheapest(problem, "products", "jacobians"), "asked for")
     plan = choose(problem)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jax_core.batches import batch_size
 from jax_core.compiled import as_data
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import evaluate
@@ -17,7 +19,7 @@ from jax_core.curvature.product_stream import ProductStream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
 from jax_core.footprint import example_of
-from jax_core.jacobians import layout_in_order
+from jax_core.jacobians import find_layout
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan, Problem
 from jax_core.trees import get_size
@@ -39,6 +41,7 @@ class Source:
         """Of flat vectors."""
         return jnp.result_type(*jax.tree.leaves(self.params))
 
+    @cached_property  # one function, so that what is compiled for the plan serves the fit
     def in_order_of_gradients(self) -> tuple[Source, Order]:
         """The same with the parameters' axes as gradients have them, for what goes by rows."""
         order = find_order(self.model_fn, self.params, example_of(self.passes.peek()))
@@ -67,17 +70,17 @@ class Source:
 
 
 def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) -> Problem:
-    """What the cost model asks about a fit, from the first batch and from shapes."""
+    """What the cost model asks about a fit, from the first batch and from shapes; parameters in order of gradients."""
     batch = source.passes.peek()
-    outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch)
+    count = jnp.asarray(batch_size(batch))
+    outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch, count)
     per_sample = outputs[0].size
     few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
     rows = float(per_sample)
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
     example = example_of(batch)
-    order = find_order(source.model_fn, source.params, example)
-    layout = layout_in_order(source.model_fn, source.params, example, order)
+    layout = find_layout(source.model_fn, source.params, example)
     return Problem(
         size=layout.size,
         plain=layout.plain_size,

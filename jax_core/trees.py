@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float
 
 from jax_core.types import Params
@@ -78,6 +79,18 @@ def wrap_function(
 
     map_product = getattr(fn, "map_product", None)
     return wrap(fn) if map_product is None else map_product(wrap)
+
+
+def beside(params: Params, tree: Any) -> Any:
+    """``tree`` on the device that ``params`` are committed to, if they are.
+
+    What a compiled program returns is committed where an argument was. A loop that feeds it back would compile a second
+    program for it, if the first round's value was not.
+    """
+    first = next(iter(jax.tree.leaves(params)), None)
+    if isinstance(first, jax.Array) and first.committed and isinstance(first.sharding, SingleDeviceSharding):
+        return jax.device_put(tree, first.sharding)
+    return tree
 
 
 def zeros_like(tree: Params) -> Params:

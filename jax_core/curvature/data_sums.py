@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,12 @@ class BatchSums:
     outputs: Int[Array, ""]
 
     @classmethod
-    def of(cls, likelihood: Likelihood, outputs: Array, target: Any) -> BatchSums:
-        """From the model's outputs on the batch. Traceable."""
-        count = jnp.array(outputs.shape[0])
-        return cls(likelihood.nll(outputs, target).sum(), count, jnp.array(outputs.size))
+    def of(cls, likelihood: Likelihood, outputs: Array, target: Any, count: Array | None = None) -> BatchSums:
+        """From the model's outputs on the batch, or on its first ``count`` samples. Traceable."""
+        total = outputs.shape[0]
+        count = jnp.array(total) if count is None else count
+        nll = jnp.where(jnp.arange(total) < count, likelihood.nll(outputs, target), 0.0).sum()
+        return cls(nll, count, count * math.prod(outputs.shape[1:]))
 
 
 class DataSums:
@@ -66,7 +69,9 @@ class DataSums:
 
 
 @jax.jit
-def evaluate(model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch) -> tuple[Array, BatchSums]:
-    """Outputs and sums of a batch."""
+def evaluate(
+    model_fn: ModelFn, params: Params, likelihood: Likelihood, batch: Batch, count: Array
+) -> tuple[Array, BatchSums]:
+    """Outputs of a batch, and the sums of its first ``count`` samples."""
     outputs = jax.vmap(lambda x: model_fn(x, params))(batch.input)
-    return outputs, BatchSums.of(likelihood, outputs, batch.target)
+    return outputs, BatchSums.of(likelihood, outputs, batch.target, count)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.batches import Batch, batch_size, padded, pieces
+from jax_core.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
 from jax_core.compiled import cached_by_shape
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
@@ -17,6 +17,7 @@ from jax_core.factored import Layout, Parts
 from jax_core.footprint import example_of, examples_per_block, footprint
 from jax_core.jacobians import factored_jacobian, find_layout
 from jax_core.likelihoods import Likelihood
+from jax_core.trees import beside
 from jax_core.types import ModelFn, Params
 
 _CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of footprint.py
@@ -46,7 +47,8 @@ class JacobianStream:
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""
-        sums = DataSums()
+        sums, known = DataSums(), KnownSizes()
+        rows = beside(self.params, rows)
         layout = parts = image = None
         for number, batch in enumerate(self.passes.shown("Curvature")):
             if layout is None or parts is None:
@@ -54,12 +56,15 @@ class JacobianStream:
                 parts = layout.split(rows)
                 image = jax.tree.map(jnp.zeros_like, parts)
             sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
-            for piece in pieces(batch, sizes.block):
-                size = batch_size(piece)
-                chunk = min(sizes.chunk, size)
-                whole, count = padded(piece, -size % chunk), jnp.asarray(size)
+            width = evenly(batch_size(batch), sizes.block)
+            total = known.fit(width)
+            chunk = evenly(total, sizes.chunk)
+            total += -total % chunk
+            for piece in pieces(batch, width):
+                count = batch_size(piece)
+                whole = padded(piece, total - count)
                 model = (self.model_fn, self.params, self.likelihood)
-                image, data = _add(*model, parts, whole, count, image, layout=layout, chunk=chunk)
+                image, data = _add(*model, parts, whole, jnp.asarray(count), image, layout=layout, chunk=chunk)
                 sums.add(data, number)
         self.sums = self.sums or sums
         return rows if layout is None else layout.join(image)
@@ -113,5 +118,4 @@ def _add(
 
     weights = jax.vmap(hessian, in_axes=-1, out_axes=-1)(rows.times_rows(vectors))
     weights = jnp.where(counted[:, None, None], weights, 0.0)
-    nll = jnp.where(counted, likelihood.nll(outputs, batch.target), 0.0).sum()
-    return rows.add_back(image, weights), BatchSums(nll, count, count * flat.shape[1])
+    return rows.add_back(image, weights), BatchSums.of(likelihood, outputs, batch.target, count)

@@ -15,7 +15,7 @@ from jax_core.curvature.linearization import Linearized
 from jax_core.curvature.product_stream import in_groups
 from jax_core.footprint import chunk_size, example_of, footprint
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import get_bytes
+from jax_core.trees import beside, get_bytes
 from jax_core.types import ModelFn, Params
 
 # Residuals are about a fifth of what a forward pass writes: pieces may be larger than a whole product's.
@@ -49,6 +49,7 @@ class KeptProducts:
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector."""
+        vec = beside(self.params, vec)
         total = jnp.zeros_like(vec)
         for linear in self._kept:
             total = _add(self.params, self.likelihood, linear, vec, total)

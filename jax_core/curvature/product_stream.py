@@ -12,6 +12,7 @@ from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
 from jax_core.footprint import Footprint, example_of, footprint, group_size, sum_over_chunks
 from jax_core.likelihoods import Likelihood
+from jax_core.trees import beside
 from jax_core.types import ModelFn, Params
 
 
@@ -44,6 +45,7 @@ class ProductStream:
 
     def _pass(self, vectors: Float[Array, "*K P"]) -> list[Array]:
         """The products with a vector, or with groups of them; the first pass also adds up the data."""
+        vectors = beside(self.params, vectors)
         totals: list[Array] = []
         groups: list[Array] = []
         sums = DataSums() if self.sums is None else None

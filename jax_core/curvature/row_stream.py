@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.batches import Batch
+from jax_core.batches import Batch, KnownSizes, batch_size, padded
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
 from jax_core.footprint import example_of
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import get_size
+from jax_core.trees import beside, get_size
 from jax_core.types import ModelFn, Params
 
 Carry = TypeVar("Carry")
@@ -66,7 +66,7 @@ class RowStream:
             start: First carry; its buffers are given up.
             extra: Arrays that every step needs.
         """
-        carry = start
+        carry, extra = beside(self.params, (start, extra))
         for rows, sizes in self._blocks():
             carry = _advance(step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
         return carry
@@ -85,10 +85,13 @@ class RowStream:
             yield rows, sizes
 
     def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+        known = KnownSizes()
         for number, batch in enumerate(self.passes.shown("Curvature")):
-            outputs, data = evaluate(self.model_fn, self.params, self.likelihood, batch)
+            count = batch_size(batch)
+            whole = padded(batch, known.fit(count) - count)
+            outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))
             self.sums.add(data, number)
-            sample, cotangent = loss_rows(self.likelihood, outputs, batch.target, self.tolerance)
+            sample, cotangent = loss_rows(self.likelihood, outputs, whole.target, self.tolerance, count)
             self.num_rows += len(sample)
             yield batch, sample, cotangent
 

@@ -34,14 +34,16 @@ class Rows(NamedTuple):
 
 
 def loss_rows(
-    likelihood: Likelihood, outputs: Float[Array, "B *output"], target: Any, tolerance: float
+    likelihood: Likelihood, outputs: Float[Array, "B *output"], target: Any, tolerance: float, count: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Sample numbers and cotangents $\sqrt{\lambda} u$ of a batch's loss Hessians, the smallest dropped.
+
+    Only its first ``count`` samples are looked at.
 
     Raises:
         ValueError: If a Hessian has a negative eigenvalue beyond rounding.
     """
-    hessians = np.asarray(_dense_hessian(likelihood, outputs, target), np.float64)
+    hessians = np.asarray(_dense_hessian(likelihood, outputs, target), np.float64)[:count]
     values, vectors = np.linalg.eigh(hessians)  # (B, D), (B, D, D)
     largest = float(np.abs(values).max(initial=0.0))
     if values.min(initial=0.0) < -1e-4 * largest:

@@ -23,7 +23,9 @@ def gram(rows: Float[Array, "N P"], *, rank: int | None = None) -> LowRank:
     """
     inner = cross_gram(rows, rows)
     check_finite(inner, "The Gram matrix")
-    values, vectors = scipy.linalg.eigh(inner)
+    size = len(inner)
+    leading = None if rank is None or rank >= size else (size - rank, size - 1)
+    values, vectors = scipy.linalg.eigh(inner, subset_by_index=leading)
     values, vectors = values[::-1], vectors[:, ::-1]
     zero = 10 * float(jnp.finfo(rows.dtype).eps) * max(values[0], 0.0)
     count = int((values > zero).sum())

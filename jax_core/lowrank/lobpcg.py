@@ -49,8 +49,9 @@ def lobpcg(
         )
 
     def product(block: np.ndarray) -> np.ndarray:
-        columns = block.reshape(size, -1)
-        image = np.asarray(block_mv(jnp.asarray(columns.T, dtype)))
+        rows = block.reshape(size, -1).T
+        whole = np.pad(rows, ((0, rank - len(rows)), (0, 0)))  # scipy drops what converged: one program for all widths
+        image = np.asarray(block_mv(jnp.asarray(whole, dtype)))[: len(rows)]
         check_finite(image, "A product")
         return image.T
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_core.batches import Batch, fingerprint, pieces, prefetched
+from jax_core.batches import Batch, KnownSizes, evenly, fingerprint, pieces, prefetched
 
 
 @given(total=st.integers(1, 30), size=st.integers(1, 12))
@@ -21,6 +21,33 @@ def test_pieces_joined_are_the_batch(total, size):
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
     np.testing.assert_array_equal(joined.input["a"], batch.input["a"])
     np.testing.assert_array_equal(joined.target, batch.target)
+
+
+@given(total=st.integers(1, 1000), most=st.integers(1, 300))
+def test_even_pieces_are_as_few_as_may_be_and_waste_less_than_one_sample_each(total, most):
+    size = evenly(total, most)
+    count = -(-total // size)
+    assert size <= most
+    assert count == -(-total // most)
+    assert count * size - total < count
+
+
+@given(st.lists(st.integers(1, 20), max_size=40))
+def test_a_batch_is_padded_once_for_each_odd_size_and_never_cut(sizes):
+    known, compiled, padded = KnownSizes(), set(), []
+    for size in sizes:
+        fit = known.fit(size)
+        assert fit >= size
+        if fit > size:
+            assert fit in compiled
+            padded.append(size)
+        compiled.add(fit)
+    assert len(padded) == len(set(padded))
+
+
+def test_a_ragged_last_batch_needs_no_program():
+    known = KnownSizes()
+    assert [known.fit(size) for size in (128, 128, 32)] == [128, 128, 128]
 
 
 def test_prefetching_keeps_order_and_works_ahead():

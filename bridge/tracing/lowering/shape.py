@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,15 @@ def flatten(x: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
         return x.reshape(1)
     start, end = start_dim % x.ndim, end_dim % x.ndim
     return x.reshape((*x.shape[:start], -1, *x.shape[end + 1 :]))
+
+
+@lowers(aten.unflatten.int)
+def unflatten(x: Array, dim: int, sizes: Sequence[int]) -> Array:
+    """`x` with the axis `dim` parted into `sizes`, one of which may be -1."""
+    dim %= x.ndim
+    known = [s for s in sizes if s != -1]
+    whole = [x.shape[dim] // math.prod(known) if s == -1 else s for s in sizes]
+    return x.reshape((*x.shape[:dim], *whole, *x.shape[dim + 1 :]))
 
 
 @lowers(aten.permute.default)

@@ -92,6 +92,8 @@ FUNCTIONS = {
     "repeat": lambda x: x.repeat(1, 2, 1),
     "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
     "chunks": lambda x: (*x.chunk(3, 1), *x.split([1, 2, 1], 2), *x.unbind(2)),
+    "unflatten": lambda x: x.unflatten(2, (-1, 2)).sum(1) + x.unflatten(-2, (2, -1)).sum(3),
+    "swapaxes": lambda x: torch.swapaxes(x, -1, 1),
     "stack and cat": lambda x: torch.cat([torch.stack([x, x * 2], 1).flatten(1, 2), x], 1),
     "unfold": lambda x: x.unfold(1, 3, 1),
     "im2col": lambda x: F.unfold(x[:, None], (2, 3), 1, 1, (1, 2)),

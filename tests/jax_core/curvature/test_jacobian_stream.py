@@ -63,6 +63,18 @@ def test_neither_batches_nor_pieces_nor_padding_show(x64, monkeypatch, batch, pi
     assert (found.sums.samples, found.sums.outputs_per_sample) == (9, 3)
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_pass_takes_one_program_whatever_its_last_batch_and_its_devices(committed):
+    case = dataclasses.replace(mlp(), inputs=jax.random.normal(jax.random.key(0), (11, 4)))
+    if committed:  # as arrays from torch are
+        case = dataclasses.replace(case, params=jax.device_put(case.params, jax.devices()[0]))
+    before = jacobian_stream._add._cache_size()  # every model is a function of its own, hence a program
+    rows = vectors(case)
+    found = stream(case, "cross_entropy", 4).block(rows)
+    assert jacobian_stream._add._cache_size() == before + 1
+    np.testing.assert_allclose(found, rows @ dense_ggn(case, "cross_entropy"), rtol=1e-4, atol=1e-4)
+
+
 def test_a_loss_that_is_not_finite_names_its_batch():
     case = cnn()
     broken = stream(case, "mse", 7)

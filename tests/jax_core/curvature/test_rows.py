@@ -1,5 +1,7 @@
 """Rows of the curvature: R^T R is the GGN, and what a tolerance drops is bounded."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,15 @@ import pytest
 
 from jax_core import Categorical, Gaussian, LoaderPasses, as_likelihood
 from jax_core.compiled import as_data
+from jax_core.curvature import data_sums, row_stream
 from jax_core.curvature.row_stream import RowStream
 from jax_core.curvature.rows import loss_rows
 from jax_core.likelihoods import dense_hessian
 from tests.cases import CASES, LOSSES, dense_ggn, mlp
+
+
+def add_gram(carry, block, extra):
+    return carry + block.T @ block
 
 
 def stream(case, likelihood, target, tolerance, cut=4):
@@ -25,6 +32,20 @@ def test_rows_are_a_root_of_the_ggn(x64, make, loss):
     case = make()
     rows = stream(case, as_likelihood(loss), case.targets(loss), 0.0).matrix(2**30)
     np.testing.assert_allclose(rows.T @ rows, dense_ggn(case, loss), atol=1e-10)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_pass_takes_one_program_of_each_kind(committed):
+    case = mlp()
+    if committed:  # as arrays from torch are
+        case = dataclasses.replace(case, params=jax.device_put(case.params, jax.devices()[0]))
+    programs = (row_stream._advance, data_sums.evaluate)
+    before = [program._cache_size() for program in programs]
+    rows = stream(case, as_likelihood("mse"), case.targets("mse"), 0.0)
+    found = rows.fold(add_gram, jnp.zeros((rows.size, rows.size)))
+    assert [program._cache_size() for program in programs] == [count + 1 for count in before]
+    assert (rows.sums.samples, rows.sums.outputs, rows.num_rows) == (9, 27, 27)
+    np.testing.assert_allclose(found, dense_ggn(case, "mse"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-2, 0.1, 0.5])
