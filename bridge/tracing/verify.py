@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -79,7 +80,7 @@ def verify(
         double, single, inputs = copy.deepcopy(model).double(), inputs, _double(inputs)
         exact, cotangents = _torch_results(double, inputs, traced.params, cotangents)
         ours = _compare(got, exact)
-        for rounded in (wanted, *_rounded(model, single, traced.params, cotangents)):
+        for rounded in itertools.chain([wanted], _rounded(model, single, traced.params, cotangents)):
             if _is_rounding(comparison, dtype, ours, _compare(rounded, exact)):
                 return
         with jax.enable_x64(True):
