@@ -19,6 +19,7 @@ from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import gaussian_log_likelihood
+from jax_core.precision import full_precision
 from jax_core.short_repr import ShortRepr
 from jax_core.source import Source, problem_of
 from jax_core.trees import get_size
@@ -96,6 +97,7 @@ class FitOptions:
             check_rank(self.rank, size)
 
 
+@full_precision
 def fit_curvature(
     model_fn: ModelFn,
     params: Params,

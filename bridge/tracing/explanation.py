@@ -23,6 +23,7 @@ from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.interpreter import compile_steps, has_lowering, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.modes import evaluating
+from jax_core.precision import full_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _jax_outputs(program: ExportedProgram, binding: Binding, inputs: Inputs) -> 
     last = {path: node.name for node in program.graph.nodes if node.op == "call_function" for path, _ in _stack(node)}
 
     @jax.jit
+    @full_precision
     def run(tensors: Any, arrays: Any) -> dict[str, Any]:
         values = dict(zip(binding.inputs, arrays, strict=True))
         values.update({placeholder: tensors[name] for placeholder, name in binding.names.items()})

@@ -12,6 +12,7 @@ from bridge.tracing.binding import bind, graph_function, to_arrays
 from bridge.tracing.capture import capture
 from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.traced_model import TracedModel
+from jax_core.precision import full_precision
 
 
 def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
@@ -20,7 +21,9 @@ def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
     binding = bind(program, model)
     signature = make_signature(inputs, *open_axes(program, binding.inputs))
     function = graph_function(program, binding, signature)
-    return TracedModel(to_arrays(binding.params), to_arrays(binding.buffers), function, signature.tensors, "export")
+    return TracedModel(
+        to_arrays(binding.params), to_arrays(binding.buffers), full_precision(function), signature.tensors, "export"
+    )
 
 
 def open_axes(program: ExportedProgram, names: Sequence[str]) -> tuple[list[bool], tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""Look at a model without changing it."""
+"""Look at a model without changing it, and at what it computes without what a GPU rounds away."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import torch
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode, with gradients on, and restore each one's own mode in the end."""
+    """Put every submodule in eval mode, with gradients on, and restore each one's own mode in the end.
+
+    Meanwhile torch does without cuDNN: by default it rounds float32 convolutions to TensorFloat-32, against which
+    nothing can be compared, and it takes gradients of recurrent layers in training mode alone.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    cudnn = torch.backends.cudnn.enabled
     try:
+        torch.backends.cudnn.enabled = False
         with torch.inference_mode(False), torch.enable_grad():
             for module, _ in modes:
                 module.training = False  # not .eval(), which a module may have overridden
             yield
     finally:
+        torch.backends.cudnn.enabled = cudnn
         for module, mode in modes:
             module.training = mode

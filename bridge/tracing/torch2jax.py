@@ -22,6 +22,7 @@ from bridge.tracing.inputs import Inputs, make_signature, split_arrays
 from bridge.tracing.lowering import LOWERINGS, logical
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
+from jax_core.precision import full_precision
 
 aten = torch.ops.aten
 
@@ -68,6 +69,7 @@ def trace_torch2jax(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
         outputs = plain(filled(*args, **kwargs))
         return _Result(jax.tree.map(_value, outputs, is_leaf=lambda x: isinstance(x, package.Torchish)))
 
+    @full_precision
     def function(buffers: Mapping[str, Any], params: Mapping[str, Any], *inputs: Any) -> Any:
         return package.t2j(run)({**buffers, **params}, _tensors_only(signature.flatten(inputs)))
 

@@ -147,9 +147,11 @@ def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.
         return leaves, pullback(cotangents)[0]
 
     # compiled once for a single call: leave out the optimisation that a user's own jit will do
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    cpu = jax.default_backend() == "cpu"
-    run = jax.jit(both, compiler_options=options if cpu else None)
+    cheap = {
+        "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+        "gpu": {"xla_gpu_autotune_level": 0},
+    }
+    run = jax.jit(both, compiler_options=cheap.get(jax.default_backend()))
     return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
 

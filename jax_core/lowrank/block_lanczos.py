@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from jax_core.lowrank.nystrom import BlockProduct
 from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, combine, cross_gram, low_rank
 from jax_core.operators import LowRank
+from jax_core.precision import full_precision
 
 
+@full_precision
 def block_lanczos(
     block_mv: BlockProduct,
     size: int,

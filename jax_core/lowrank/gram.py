@@ -9,8 +9,10 @@ from jaxtyping import Array, Float
 
 from jax_core.lowrank.spectrum import check_finite, combine, cross_gram, low_rank, orthonormal_rows
 from jax_core.operators import LowRank
+from jax_core.precision import full_precision
 
 
+@full_precision
 def gram(rows: Float[Array, "N P"], *, rank: int | None = None) -> LowRank:
     r"""Eigenpairs of $R^\top R$ from those of the small matrix $R R^\top$, exact up to rounding.
 

@@ -21,10 +21,12 @@ from jax_core.lowrank.spectrum import (
     orthonormal_rows,
 )
 from jax_core.operators import LowRank
+from jax_core.precision import full_precision
 
 BlockProduct = Callable[[Float[Array, "K P"]], Float[Array, "K P"]]
 
 
+@full_precision
 def nystrom(
     block_mv: BlockProduct,
     size: int,

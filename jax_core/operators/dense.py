@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_core.precision import full_precision
 from jax_core.short_repr import ShortRepr
 
 
@@ -31,10 +32,12 @@ class Dense(ShortRepr):
         """The dimension."""
         return self.eigenvalues.shape[0]
 
+    @full_precision
     def matrix(self) -> Float[Array, "P P"]:
         """The matrix itself."""
         return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
 
+    @full_precision
     def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         """Product with a vector."""
         return self.eigenvectors @ (self.eigenvalues * (self.eigenvectors.T @ vector))
@@ -59,6 +62,7 @@ class Dense(ShortRepr):
         """Sum of the eigenvalues."""
         return self.eigenvalues.sum()
 
+    @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         inner = rows @ self.eigenvectors

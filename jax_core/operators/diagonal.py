@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_core.precision import full_precision
 from jax_core.short_repr import ShortRepr
 
 
@@ -49,6 +50,7 @@ class Diagonal(ShortRepr):
         """Sum of the entries."""
         return self.diagonal.sum()
 
+    @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         return (rows * self.diagonal) @ jnp.swapaxes(rows, -1, -2)

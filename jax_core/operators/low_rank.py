@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_core.precision import full_precision
 from jax_core.short_repr import ShortRepr
 
 
@@ -36,6 +37,7 @@ class LowRank(ShortRepr):
         """Columns of ``U``."""
         return self.U.shape[1]
 
+    @full_precision
     def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         """Product with a vector."""
         return self.U @ (self.s * (self.U.T @ vector)) + self.alpha * vector
@@ -61,10 +63,12 @@ class LowRank(ShortRepr):
         """Sum of the eigenvalues."""
         return self.s.sum() + self.alpha * self.size
 
+    @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         return self.combine(rows @ self.U, rows @ jnp.swapaxes(rows, -1, -2))
 
+    @full_precision
     def combine(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
         """``rows A rows^T`` from the products ``rows U`` and ``rows rows^T``."""
         return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * gram

@@ -11,8 +11,10 @@ from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
+from jax_core.precision import full_precision
 
 
+@full_precision
 def whiten(operator: Operator, root: Float[Array, " *P"]) -> Operator:
     r"""$\operatorname{diag}(r)\, A \operatorname{diag}(r)$, for a scalar or a vector $r$."""
     return operator.rescale(root**2) if jnp.ndim(root) == 0 else _scale_both_sides(operator, root)

@@ -16,6 +16,7 @@ from jax_core.matrix_free import block_product, diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, Operator
 from jax_core.posterior.posterior import Posterior
 from jax_core.posterior.prior import prior_vector
+from jax_core.precision import full_precision
 from jax_core.short_repr import ShortRepr
 from jax_core.types import MatVec
 
@@ -60,6 +61,7 @@ class PosteriorFn(ShortRepr):
         return Posterior.create(mean, self.curvature.rescale(jnp.asarray(scale, prior.dtype)), prior)
 
 
+@full_precision
 def create_posterior_fn(
     curv_type: str | Operator | Callable[[MatVec, Any], Operator],
     mv: MatVec | None = None,

@@ -16,6 +16,7 @@ from jax_core.compiled import as_data, cached_by_shape
 from jax_core.factored import FactoredRows, Layout, Parts
 from jax_core.footprint import footprint, shapes_of_one
 from jax_core.jacobians import factored_jacobian, jacobian, layout_in_order
+from jax_core.precision import full_precision
 from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
 from jax_core.weight_order import Order, find_order, in_order
@@ -59,6 +60,7 @@ def map_jacobians(
     """
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
+    @full_precision
     def run(inputs: Any) -> Any:
         chosen = sizes or _plan(model, params, shapes_of_one(inputs))
         return _in_pieces(partial(_of_jacobians, last, model, params), inputs, chosen)
@@ -85,6 +87,7 @@ def map_projected(
     """
     model, last = as_data(suited_to_backend(model_fn)), as_data(function)
 
+    @full_precision
     def run(inputs: Any) -> Any:
         total, example = jax.tree.leaves(inputs)[0].shape[0], shapes_of_one(inputs)
         order = find_order(model, params, example)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_core.compiled import as_data
 from jax_core.posterior import Posterior
+from jax_core.precision import full_precision
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.types import ModelFn
 from jax_core.windows import suited_to_backend
@@ -36,6 +37,7 @@ def marginal_predictive(
     model = as_data(suited_to_backend(model_fn))
     last = as_data(finish) if finish is not None else Partial(_moments)
 
+    @full_precision
     def predict(inputs: Any) -> Any:
         count = jax.tree.leaves(inputs)[0].shape[0]
         if count == 0:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jax_core.jacobians import jacobian
 from jax_core.posterior import Posterior, PosteriorFn
+from jax_core.precision import full_precision
 from jax_core.predictive.links import Link, link_by_name
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params
@@ -237,6 +238,7 @@ def _chain(
     link = link_by_name(special_pred_type)
     model = suited_to_backend(model_fn)
 
+    @full_precision
     def pushforward(input: Any) -> Results:
         results: Results = {"map": model(input, posterior.mean)}
         point = Point(model, posterior.mean, posterior, input, deviations, link)
@@ -262,6 +264,7 @@ def set_posterior_gp_kernel(
     """
     posterior = replace(posterior_fn(prior_arguments, loss_scaling_factor), mean=mean)
 
+    @full_precision
     def kernel(x1: Any, x2: Any) -> Array:
         def rows(xs: Any) -> Array:
             return jax.vmap(lambda x: jacobian(suited_to_backend(model_fn), mean, x)[1])(xs)

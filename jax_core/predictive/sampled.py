@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_core.compiled import as_data
 from jax_core.posterior import Posterior
+from jax_core.precision import full_precision
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params
@@ -39,6 +40,7 @@ def sampled_predictive(
         raise ValueError(f"num_samples={num_samples}: a sampled predictive takes at least one draw.")
     model = as_data(suited_to_backend(model_fn))
 
+    @full_precision
     def run(inputs: Any) -> Array:
         first = _forward(model, _draw(posterior, key, 0), inputs)
         samples = jnp.zeros((num_samples, *first.shape), first.dtype).at[0].set(first)
@@ -49,6 +51,7 @@ def sampled_predictive(
     return run
 
 
+@full_precision
 def moments(samples: Float[Array, "S B *output"]) -> GaussianOutputs:
     """Mean and unbiased covariance of sampled outputs; zero covariance for a single sample."""
     flat = samples.reshape(*samples.shape[:2], -1)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import prior_vector
+from jax_core.precision import full_precision
 from jax_core.trees import create_pytree_flattener, get_size
 from jax_core.tuning.tuned import Tuned
 from jax_core.types import Params
@@ -83,6 +84,7 @@ def evidence_loss(curvature: Operator, mean: Params, *, prior_mean: Any = 0.0) -
     """
     centred = create_pytree_flattener(mean)[0](mean) - prior_mean
 
+    @full_precision
     def loss(precision: Any) -> Array:
         prior = jnp.broadcast_to(prior_vector(precision, mean), (get_size(mean),))
         return 0.5 * (_log_det_ratio(curvature, 1 / prior) + jnp.sum(prior * centred**2))

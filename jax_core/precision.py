@@ -1,0 +1,32 @@
+"""Products of float32 numbers in float32, also where accelerators would round them to fewer digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import jax
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def full_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """The function with its matrix products and convolutions in float32, unless a precision has been chosen.
+
+    JAX's default on a GPU is TensorFloat-32, whose products are off by 3e-4: enough to undo the orthogonality that a
+    reduction to low rank lives on. Torch computes matrix products in float32. ``jax.default_matmul_precision``, as a
+    context or as configuration, chooses otherwise and is left alone.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        # on the CPU float32 is the default: nothing is changed there, so no program is compiled twice
+        if chosen is not None or jax.default_backend() == "cpu":
+            return function(*args, **kwargs)
+        with jax.default_matmul_precision("float32"):
+            return function(*args, **kwargs)
+
+    return call
