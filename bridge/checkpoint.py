@@ -16,11 +16,12 @@ from torch import nn
 
 from bridge.fitting import FittedModel, trace_for_fit
 from bridge.laplace import Laplace
-from bridge.tensors import to_jax, to_torch
+from bridge.tensors import to_free_jax, to_jax, to_torch
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.operators import Dense, Diagonal, LowRank
 from jax_core.posterior import prior_vector
+from jax_core.trees import beside
 
 _FORMAT = "torch-laplace-bridge 1"
 _STRUCTURES = {"lowrank": LowRank, "full": Dense, "diag": Diagonal}
@@ -85,14 +86,14 @@ def load(path: str | Path, la: Laplace) -> Laplace:
     described = json.loads(metadata["fit"])
     _check(described, la, path)
     named = {name.removeprefix("curvature."): t for name, t in tensors.items() if name.startswith("curvature.")}
-    curvature = _STRUCTURES[described["structure"]](**to_jax(named))
-    plan = None if described["plan"] is None else Plan(**described["plan"])
-    fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     inputs = {name.removeprefix("example."): t for name, t in tensors.items() if name.startswith("example.")}
     example = _structured(described["example"], inputs)
+    traced = trace_for_fit(la.model, example, la._reading.tracer)
+    curvature = _STRUCTURES[described["structure"]](**beside(traced.params, to_jax(named)))
+    plan = None if described["plan"] is None else Plan(**described["plan"])
+    fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     prior = tensors["prior_precision"]
-    fit = FittedModel(trace_for_fit(la.model, example, la._reading.tracer), fitted, example)
-    return la._take(fit, float(prior) if prior.ndim == 0 else to_jax(prior))
+    return la._take(FittedModel(traced, fitted, example), float(prior) if prior.ndim == 0 else to_free_jax(prior))
 
 
 def _check(described: dict[str, Any], la: Laplace, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from bridge.tensors import to_jax
 from jax_core.batches import Batch, as_batch
 from jax_core.curvature.data_loader_mv import Cache, LoaderPasses, finite_or_raise
 from jax_core.likelihoods import Categorical, Likelihood
+from jax_core.trees import beside
+from jax_core.types import Params
 
 
 def read_first(loader: Iterable[Any]) -> Batch:
@@ -27,13 +30,20 @@ def read_first(loader: Iterable[Any]) -> Batch:
 
 
 def passes_over(
-    loader: Iterable[Any], check: Callable[[int, Batch], None], *, cache: Cache, cache_bytes: int, progress: bool
+    loader: Iterable[Any],
+    check: Callable[[int, Batch], None],
+    *,
+    params: Params,
+    cache: Cache,
+    cache_bytes: int,
+    progress: bool,
 ) -> LoaderPasses:
-    """Repeatable passes over a loader of tensors or numpy arrays, as JAX arrays."""
+    """Repeatable passes over a loader of tensors or numpy arrays, as JAX arrays beside the parameters."""
     return LoaderPasses(
         loader,
         transform=lambda batch: tuple(to_jax(as_batch(batch))),
         check=check,
+        place=partial(beside, params),
         cache=cache,
         cache_bytes=cache_bytes,
         progress="Reading data" if progress else None,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from torch import nn
 
 from bridge.dataloader import batch_check, passes_over, read_first
+from bridge.placement import device_of, made_for, moved
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
@@ -96,20 +97,22 @@ def fit_module(
     options.check(get_size(params))
     passes = checked_passes(loader, first, traced, likelihood, reading)
     passes.preload()
-    fitted = fit_curvature(
-        OneExample.of(traced),
-        params,
-        likelihood,
-        passes,
-        options,
-        key=jax.random.key(seed),
-        num_total_samples=num_total_samples,
-    )
+    with made_for(params.values()):
+        fitted = fit_curvature(
+            OneExample.of(traced),
+            params,
+            likelihood,
+            passes,
+            options,
+            key=jax.random.key(seed),
+            num_total_samples=num_total_samples,
+        )
     return FittedModel(traced, fitted, example)
 
 
 def trace_for_fit(model: nn.Module, example: Any, tracer: Tracer) -> TracedModel:
     """The model as traced on two inputs, with weights of its own: those of the module may be trained on."""
+    example = moved(example, device_of(model))
     traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=tracer)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)
@@ -139,6 +142,7 @@ def checked_passes(
     return passes_over(
         loader,
         batch_check([spec.shape[1:] for spec in traced.inputs], output.shape, likelihood),
+        params=traced.params,
         cache=reading.cache,
         cache_bytes=reading.cache_bytes,
         progress=reading.progress,

@@ -13,8 +13,8 @@ from bridge.dataloader import read_first
 from bridge.fitting import FittedModel, Reading, Tracer, checked_passes, fit_module
 from bridge.losses import to_likelihood
 from bridge.options import LinkName, PredictionType, one_of, positive, whole
-from bridge.prediction import averager, checked_inputs, finisher, like, predictive_for, tensors
-from bridge.tensors import to_jax
+from bridge.prediction import averager, finisher, predictive_for, pushed
+from bridge.tensors import to_free_jax
 from bridge.tuning import PriorSearch, TuningMethod, check_arguments, score_of
 from jax_core.curvature.data_loader_mv import Cache
 from jax_core.fit import FitOptions, Fitted, Method, Structure
@@ -175,7 +175,7 @@ class Laplace(nn.Module):
 
     @prior_precision.setter
     def prior_precision(self, value: Any) -> None:
-        value = to_jax(value) if isinstance(value, torch.Tensor) else value
+        value = to_free_jax(value) if isinstance(value, torch.Tensor) else value
         if self._fit is not None:
             self._take(self._fit, value)
         self._prior_precision = value
@@ -286,10 +286,7 @@ class Laplace(nn.Module):
 
     def _predict(self, x: Any, predictive: Any, last: Any = None, **options: Any) -> Any:
         fit, posterior = self._fit_result()
-        batch = tensors(x)
-        inputs = checked_inputs(fit.traced, batch)
-        result = predictive(fit.model_fn, posterior, **options)(inputs)
-        return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
+        return pushed(fit.traced, x, lambda model_fn: predictive(model_fn, posterior, **options), last)
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bridge.tensors import to_jax
+from bridge.tensors import to_free_jax
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, as_likelihood
 
 _NAMES = {"classification": "cross_entropy", "regression": "mse", "multilabel": "binary_cross_entropy"}
@@ -50,4 +50,4 @@ def to_likelihood(loss: Any) -> Likelihood:
 
 
 def _array(tensor: Any) -> Any:
-    return None if tensor is None else to_jax(tensor.detach().clone())
+    return None if tensor is None else to_free_jax(tensor)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import torch
 
 from bridge.options import LinkName
+from bridge.placement import made_for
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.compiled import as_data
@@ -24,6 +25,7 @@ from jax_core.predictive import (
     moments,
 )
 from jax_core.predictive.links import Link
+from jax_core.trees import beside
 
 _JACOBIAN_BYTES = 2**30  # of one example
 _BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
@@ -75,7 +77,7 @@ def tensors(tree: Any) -> Any:
 
 
 def checked_inputs(traced: TracedModel, x: Any) -> Any:
-    """A batch as JAX arrays.
+    """A batch as JAX arrays beside the traced weights.
 
     Raises:
         ValueError: If shapes are not the traced ones, or a value is not finite.
@@ -87,9 +89,18 @@ def checked_inputs(traced: TracedModel, x: Any) -> Any:
     for leaf in leaves:
         if leaf.is_floating_point() and not torch.isfinite(leaf).all():
             raise ValueError("The inputs hold NaN or infinity. Remove or repair those samples first.")
-    arrays = to_jax(x)
+    arrays = beside(traced.params, to_jax(x))
     fitting = [spec.check(leaf) for spec, leaf in zip(traced.inputs, jax.tree.leaves(arrays), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(arrays), fitting)
+
+
+def pushed(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: Any = None) -> Any:
+    """What ``predictive(model_fn)(inputs)``, and ``last`` of it, give for a batch, as torch tensors like it."""
+    batch = tensors(x)
+    inputs = checked_inputs(traced, batch)
+    with made_for(traced.params.values()):
+        result = predictive(OneExample.of(traced))(inputs)
+        return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
 
 
 def like(reference: torch.Tensor, result: Any) -> Any:

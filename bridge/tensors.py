@@ -74,6 +74,11 @@ def _map(leaf: Callable[[Any], Any], tree: Any) -> Any:
     return leaf(tree)
 
 
+def to_free_jax(tensor: torch.Tensor) -> jax.Array:
+    """A copy that is on no device in particular: such an array follows those that it meets."""
+    return jnp.array(np.asarray(to_jax(tensor)))
+
+
 def _leaf_to_jax(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         leaf = torch.from_numpy(np.array(leaf) if not leaf.flags.writeable else leaf)

@@ -10,6 +10,8 @@ import jax
 import jax.core
 from jax.tree_util import Partial
 
+from jax_core.backend import platform
+
 T = TypeVar("T")
 
 
@@ -48,11 +50,11 @@ def cached_by_shape(function: Callable[..., T]) -> Callable[..., T]:
 
     Args:
         function: Of pytrees, callables among them, which it gets as abstract arrays, so that it can trace a model that
-            binds some; what it returns holds none. Keyword arguments are hashed as they are.
+            binds some; what it returns holds none. It may look at the backend. Keyword arguments are hashed.
     """
 
     @lru_cache(maxsize=64)
-    def remembered(treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], options: tuple[Any, ...]) -> T:
+    def remembered(backend: str, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], options: tuple[Any, ...]) -> T:
         found: list[T] = []
         args = jax.tree.unflatten(treedef, leaves)
         jax.eval_shape(lambda *args: found.append(function(*args, **dict(options))), *args)
@@ -62,6 +64,6 @@ def cached_by_shape(function: Callable[..., T]) -> Callable[..., T]:
     def call(*args: Any, **options: Any) -> T:
         leaves, treedef = jax.tree.flatten(args)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in map(jax.typeof, leaves))
-        return remembered(treedef, shapes, tuple(options.items()))
+        return remembered(platform(), treedef, shapes, tuple(options.items()))
 
     return call

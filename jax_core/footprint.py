@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_core import trees
+from jax_core.backend import platform
 from jax_core.batches import Batch, batch_size
 from jax_core.compiled import as_data, cached_by_shape
 from jax_core.types import ModelFn, Params
@@ -104,7 +105,7 @@ def chunk_size(size: Footprint, *, width: int = 1) -> int:
 
 def group_size(size: Footprint) -> int:
     """Vectors that share a linearisation in one call: fewer where so many of one sample's would pass the cliff."""
-    return max(1, min(_GROUP, _TEMPORARIES // max(1, size.bytes))) if jax.default_backend() == "cpu" else _GROUP
+    return max(1, min(_GROUP, _TEMPORARIES // max(1, size.bytes))) if platform() == "cpu" else _GROUP
 
 
 def sum_over_chunks(
@@ -120,7 +121,7 @@ def sum_over_chunks(
         width: Vectors that each sample carries at once.
     """
     total = batch_size(batch)
-    if jax.default_backend() != "cpu" or total == 0:
+    if platform() != "cpu" or total == 0:
         return function(batch)
     size = footprint(model_fn, params, example_of(batch))
     chunk = chunk_size(size, width=width)

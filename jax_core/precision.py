@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
+from jax_core.backend import platform
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -24,7 +26,7 @@ def full_precision(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
         # on the CPU float32 is the default: nothing is changed there, so no program is compiled twice
-        if chosen is not None or jax.default_backend() == "cpu":
+        if chosen is not None or platform() == "cpu":
             return function(*args, **kwargs)
         with jax.default_matmul_precision("float32"):
             return function(*args, **kwargs)

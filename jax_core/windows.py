@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jax_core.backend import platform
 from jax_core.compiled import as_data
 from jax_core.interpret import interpret
 from jax_core.types import ModelFn, Params
@@ -31,7 +32,7 @@ def suited_to_backend(model_fn: ModelFn) -> ModelFn:
 
     A model whose type says ``chosen_lowerings = True`` has chosen them itself and stays as it is.
     """
-    if jax.default_backend() != "cpu" or getattr(model_fn, "chosen_lowerings", False):
+    if platform() != "cpu" or getattr(model_fn, "chosen_lowerings", False):
         return model_fn
     return Rewritten(as_data(model_fn))
 

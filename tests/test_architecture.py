@@ -14,7 +14,7 @@ MAX_LINES = 300
 # Inside the core: part -> the siblings it may import, besides the ground that all stand on.
 GROUND = {
     *("types", "trees", "batches", "compiled", "matrix_free", "footprint"),
-    *("interpret", "windows", "weight_order", "jacobians", "factored", "basis", "short_repr", "precision"),
+    *("interpret", "windows", "weight_order", "jacobians", "factored", "basis", "short_repr", "precision", "backend"),
 }
 MAY_IMPORT = {
     "likelihoods": set(),

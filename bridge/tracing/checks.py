@@ -10,6 +10,7 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as torch_pytree
 
+from bridge.placement import device_of
 from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Inputs
 
@@ -38,6 +39,7 @@ def check(model: Any, inputs: Any) -> None:
     _check_kinds(model)
     _check_finite(model)
     _check_double(model, inputs)
+    _check_devices(model, inputs)
 
 
 def _check_kinds(model: torch.nn.Module) -> None:
@@ -68,6 +70,14 @@ def _check_double(model: torch.nn.Module, inputs: Inputs) -> None:
             "The model or its inputs are float64, but JAX's 64-bit types are off. Enable them at the start of the "
             "program, with jax.config.update('jax_enable_x64', True), or convert with model.float()."
         )
+
+
+def _check_devices(model: torch.nn.Module, inputs: Inputs) -> None:
+    found = {x.device for x in torch_pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)}
+    wanted = device_of(model)
+    if found - {wanted} and any(True for _ in model.parameters()):
+        given = ", ".join(sorted(map(str, found)))
+        raise TraceError(f"The model is on {wanted}, the example inputs are on {given}. Call x.to({str(wanted)!r}).")
 
 
 def _x64() -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from bridge.placement import suited
 from bridge.tensors import to_jax
 from bridge.tracing.binding import Binding, bind, to_arrays
 from bridge.tracing.capture import capture
@@ -23,7 +24,6 @@ from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.interpreter import compile_steps, has_lowering, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.modes import evaluating
-from jax_core.precision import full_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +133,13 @@ def _jax_outputs(program: ExportedProgram, binding: Binding, inputs: Inputs) -> 
     tensors = {**to_arrays(binding.buffers), **to_arrays(binding.params)}
     last = {path: node.name for node in program.graph.nodes if node.op == "call_function" for path, _ in _stack(node)}
 
-    @jax.jit
-    @full_precision
     def run(tensors: Any, arrays: Any) -> dict[str, Any]:
         values = dict(zip(binding.inputs, arrays, strict=True))
         values.update({placeholder: tensors[name] for placeholder, name in binding.names.items()})
         run_steps(steps, values)
         return {path: logical(values[name]) for path, name in last.items() if hasattr(logical(values[name]), "shape")}
 
-    return run(tensors, arrays)
+    return jax.jit(suited(run, tensors.values()))(tensors, arrays)
 
 
 def _error(got: Any, wanted: torch.Tensor | None) -> float | None:

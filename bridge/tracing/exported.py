@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from bridge.placement import suited
 from bridge.tracing.binding import bind, graph_function, to_arrays
 from bridge.tracing.capture import capture
 from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.traced_model import TracedModel
-from jax_core.precision import full_precision
 
 
 def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
@@ -20,10 +20,9 @@ def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
     program = capture(model, inputs)
     binding = bind(program, model)
     signature = make_signature(inputs, *open_axes(program, binding.inputs))
-    function = graph_function(program, binding, signature)
-    return TracedModel(
-        to_arrays(binding.params), to_arrays(binding.buffers), full_precision(function), signature.tensors, "export"
-    )
+    params, buffers = to_arrays(binding.params), to_arrays(binding.buffers)
+    function = suited(graph_function(program, binding, signature), [*params.values(), *buffers.values()])
+    return TracedModel(params, buffers, function, signature.tensors, "export")
 
 
 def open_axes(program: ExportedProgram, names: Sequence[str]) -> tuple[list[bool], tuple[int, float]]:

@@ -15,6 +15,7 @@ import jax
 import torch
 import torch.nn.functional as F
 
+from bridge.placement import suited
 from bridge.tensors import to_jax
 from bridge.tracing.binding import to_arrays
 from bridge.tracing.errors import TraceError
@@ -22,7 +23,6 @@ from bridge.tracing.inputs import Inputs, make_signature, split_arrays
 from bridge.tracing.lowering import LOWERINGS, logical
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
-from jax_core.precision import full_precision
 
 aten = torch.ops.aten
 
@@ -69,11 +69,12 @@ def trace_torch2jax(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
         outputs = plain(filled(*args, **kwargs))
         return _Result(jax.tree.map(_value, outputs, is_leaf=lambda x: isinstance(x, package.Torchish)))
 
-    @full_precision
     def function(buffers: Mapping[str, Any], params: Mapping[str, Any], *inputs: Any) -> Any:
         return package.t2j(run)({**buffers, **params}, _tensors_only(signature.flatten(inputs)))
 
-    traced = TracedModel(to_arrays(params), to_arrays(buffers), function, signature.tensors, "torch2jax")
+    arrays = to_arrays(params), to_arrays(buffers)
+    placed = suited(function, [*arrays[0].values(), *arrays[1].values()])
+    traced = TracedModel(*arrays, placed, signature.tensors, "torch2jax")
     _try(traced, inputs)
     return traced
 

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as torch_pytree
 
+from bridge.placement import made_for
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs, split_arrays
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
+from jax_core.backend import platform
 
 # of outputs and of gradients; torch's own derivatives of hardsigmoid and celu hold float32 constants, 3e-8 off
 _TOLERANCE = {
@@ -151,8 +153,9 @@ def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.
         "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         "gpu": {"xla_gpu_autotune_level": 0},
     }
-    run = jax.jit(both, compiler_options=cheap.get(jax.default_backend()))
-    return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
+    with made_for([*traced.params.values(), *traced.buffers.values()]):
+        run = jax.jit(both, compiler_options=cheap.get(platform()))
+        return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
 
 def _cotangents(outputs: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -51,6 +51,7 @@ class LoaderPasses:
         *,
         transform: Callable[[Any], Data] | None = None,
         check: Callable[[int, Batch], None] | None = None,
+        place: Callable[[Batch], Batch] | None = None,
         cache: Cache = "auto",
         cache_bytes: int = 2**31,
         progress: str | None = None,
@@ -61,6 +62,7 @@ class LoaderPasses:
             loader: Iterated anew for each pass.
             transform: From what the loader yields to a mapping or pair of arrays.
             check: Called with each batch of the first pass and its number; raises on bad data.
+            place: Puts a checked batch on the device where it is worked on; JAX's choice by default.
             cache: ``"memory"`` keeps a snapshot, ``"none"`` streams, ``"auto"`` keeps one while it fits.
             cache_bytes: The budget of ``"auto"``.
             progress: Label of a progress bar over each pass that reads the loader, or ``None`` for none.
@@ -71,6 +73,7 @@ class LoaderPasses:
         if cache not in ("auto", "memory", "none"):
             raise ValueError(f"Unknown cache {cache!r}. Choose 'auto', 'memory' or 'none'.")
         self._loader, self._transform, self._check = loader, transform or (lambda batch: batch), check
+        self._place = place or (lambda batch: batch)
         self._budget = {"auto": cache_bytes, "memory": float("inf"), "none": 0}[cache]
         self._progress = progress
         self._snapshot: list[Batch] | None = None
@@ -153,7 +156,7 @@ class LoaderPasses:
             if first and self._check is not None:
                 self._check(number, host)
             # A copy: what the loader yields may live in memory that it reuses for its next batch.
-            yield *fingerprint(host), jax.tree.map(jnp.array, host)
+            yield *fingerprint(host), self._place(jax.tree.map(jnp.array, host))
 
     def _finish(self, count: int, total: int, kept: list[Batch] | None) -> None:
         if count == 0 and self._seen is None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.backend import platform
 from jax_core.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
 from jax_core.compiled import cached_by_shape
 from jax_core.curvature.data_loader_mv import LoaderPasses
@@ -84,7 +85,7 @@ def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: L
     block = examples_per_block(4 * outputs * layout.row_size)
     size = footprint(model_fn, params, example_of(batch))
     # A convolution primitive must not sit in a compiled loop.
-    if jax.default_backend() != "cpu" or size.convolves:
+    if platform() != "cpu" or size.convolves:
         return JacobianPlan(block, block)
     # Reverse mode walks back through the activations once per output.
     fitting = _CHUNK_BYTES // max(1, outputs * (size.bytes + 4 * layout.row_size))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.backend import platform
 from jax_core.batches import Batch, pieces
 from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
@@ -69,7 +70,7 @@ def residual_bytes(model_fn: ModelFn, params: Params, likelihood: Likelihood, ba
 
 
 def _piece_size(model_fn: ModelFn, params: Params, batch: Batch) -> int:
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.tree.leaves(batch.input)[0].shape[0]
     return _PIECE * chunk_size(footprint(model_fn, params, example_of(batch)))
 

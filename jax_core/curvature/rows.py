@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_core.backend import platform
 from jax_core.batches import Batch
 from jax_core.footprint import footprint, rows_per_block
 from jax_core.likelihoods import Likelihood, dense_hessian
@@ -110,7 +111,7 @@ def plan_rows(model_fn: ModelFn, params: Params, example: Any) -> RowPlan:
     """Sizes that keep both the block of rows and the activations behind it in reach of the caches."""
     size = footprint(model_fn, params, example)
     most = rows_per_block(4 * get_size(params))
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return RowPlan(min(most * 16, 4096), min(most * 16, 4096))
     chunk = max(1, min(most, _CHUNK, _ACTIVATIONS // max(1, size.bytes)))
     # A convolution primitive must not sit in a compiled loop, so the block is one chunk.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.backend import platform
 from jax_core.basis import Basis
 from jax_core.batches import padded
 from jax_core.compiled import as_data, cached_by_shape
@@ -123,7 +124,7 @@ def _fitting(model_fn: ModelFn, params: Params, example: Any, row_size: int) -> 
     size = footprint(model_fn, params, example)
     outputs = jax.eval_shape(model_fn, example, params).size
     fitting = min(_ROW_BYTES // max(1, 4 * outputs * row_size), _ACTIVATIONS // max(1, size.bytes))
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return Sizes(max(1, fitting * 16), 1)
     # A convolution primitive must not sit in a compiled loop.
     return Sizes(max(1, fitting), 1 if size.convolves else _GROUP)

@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers, spread
+from jax_core.backend import platform
 from jax_core.windows import UNFOLDED, window_slices
 
 aten = torch.ops.aten
@@ -46,7 +47,7 @@ def convolution(
 
 def _way(x: Array, weight: Array, stride: Sequence[int], groups: int) -> Callable[..., Array]:
     """The one place that chooses how a convolution is computed."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return _by_xla
     if _prefers_xla(x, weight, stride, groups):
         return _by_xla_but_weights if math.prod(_sizes(x, stride)) > _LARGE_MAP else _by_xla
