@@ -13,6 +13,7 @@ from jax_core.batches import Batch, as_batch
 from jax_core.curvature.outputs import batched, sample_factor, single, with_data
 from jax_core.footprint import sum_over_chunks
 from jax_core.likelihoods import as_likelihood
+from jax_core.precision import full_precision
 from jax_core.types import Data, ModelFn, Params
 
 
@@ -28,6 +29,7 @@ def create_hessian_mv_without_data(
     apply = batched(model_fn, vmap_over_data=vmap_over_data)
     one = single(model_fn, vmap_over_data=vmap_over_data)
 
+    @full_precision
     def mv(vec: Params, data: Data) -> Params:
         batch = jax.tree.map(jnp.asarray, as_batch(data))
 

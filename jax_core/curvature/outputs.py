@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax_core import trees
 from jax_core.batches import Batch, as_batch, batch_size
 from jax_core.footprint import sum_over_chunks
+from jax_core.precision import full_precision
 from jax_core.types import Data, ModelFn, Params
 from jax_core.windows import suited_to_backend
 
@@ -47,6 +48,7 @@ def sandwich_mv(
     apply = batched(model_fn, vmap_over_data=vmap_over_data)
     one = single(model_fn, vmap_over_data=vmap_over_data)
 
+    @full_precision
     def mv(vec: Params, data: Data) -> Params:
         batch = jax.tree.map(jnp.asarray, as_batch(data))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core import LowRank, nystrom
+from jax_core import LowRank, create_empirical_fisher_mv, create_ggn_mv, create_hessian_mv, nystrom
 from jax_core.precision import full_precision
 
 
@@ -49,6 +49,14 @@ def test_operators_ask_for_full_products(accelerator):
     operator = LowRank(jnp.eye(4, 2), jnp.ones(2), jnp.zeros(()))
     assert products(operator.mv, jnp.ones(4)) == (2, 2)
     assert products(operator.quadratic, jnp.ones((2, 4))) == (3, 3)
+
+
+def test_curvature_products_are_full(accelerator):
+    data = {"input": jnp.ones((2, 3)), "target": jnp.ones((2, 4))}
+    for create in (create_ggn_mv, create_hessian_mv, create_empirical_fisher_mv):
+        mv = create(lambda x, w: x @ w, jnp.ones((3, 4)), data, "mse")
+        dots, full = products(mv, jnp.ones((3, 4)))
+        assert dots == full > 0
 
 
 def test_a_low_rank_is_orthonormal_to_float32():
