@@ -16,7 +16,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers, spread
+from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers
 from jax_core.backend import platform
 from jax_core.windows import UNFOLDED, window_slices
 
@@ -159,11 +159,12 @@ def _by_shifts(
     repeats = weight.shape[0] // groups
     x = x if repeats == 1 else jnp.repeat(x, repeats, -1)
     slices = _slices(x, weight.shape[2:], stride, padding, dilation)
-    terms = [
-        part * spread(weight[(slice(None), 0, *at)], part.shape)
-        for part, at in zip(slices, offsets(weight.shape[2:]), strict=True)
-    ]
-    return functools.reduce(operator.add, terms)
+    # Repeated along an axis (see `spread`) and split together: the transpose sums and joins all taps at once.
+    taps, shape = weight.reshape(weight.shape[0], -1).T, slices[0].shape
+    rows = jnp.broadcast_to(taps[:, None], (len(slices), *shape[-2:])).reshape(len(slices), -1)
+    parts = lax.split(rows, (1,) * len(slices))
+    repeated = (jnp.broadcast_to(part, (math.prod(shape[:-2]), part.size)).reshape(shape) for part in parts)
+    return functools.reduce(operator.add, map(operator.mul, slices, repeated))
 
 
 def _slices(
