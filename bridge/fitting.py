@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from torch import nn
 
 from bridge.dataloader import batch_check, passes_over, read_first
-from bridge.placement import device_of, made_for, moved
+from bridge.placement import device_of, made_for, moved, place_of
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
@@ -97,7 +97,7 @@ def fit_module(
     options.check(get_size(params))
     passes = checked_passes(loader, first, traced, likelihood, reading)
     passes.preload()
-    with made_for(params.values()):
+    with made_for(place_of(params.values())):
         fitted = fit_curvature(
             OneExample.of(traced),
             params,

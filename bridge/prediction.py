@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import torch
 
 from bridge.options import LinkName
-from bridge.placement import made_for
+from bridge.placement import made_for, place_of
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.compiled import as_data
@@ -98,7 +98,7 @@ def pushed(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: An
     """What ``predictive(model_fn)(inputs)``, and ``last`` of it, give for a batch, as torch tensors like it."""
     batch = tensors(x)
     inputs = checked_inputs(traced, batch)
-    with made_for(traced.params.values()):
+    with made_for(place_of(traced.params.values())):
         result = predictive(OneExample.of(traced))(inputs)
         return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
 

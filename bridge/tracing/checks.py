@@ -73,7 +73,7 @@ def _check_double(model: torch.nn.Module, inputs: Inputs) -> None:
 
 
 def _check_devices(model: torch.nn.Module, inputs: Inputs) -> None:
-    found = {x.device for x in torch_pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)}
+    found = {x.device for x in torch_pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.ndim}
     wanted = device_of(model)
     if found - {wanted} and any(True for _ in model.parameters()):
         given = ", ".join(sorted(map(str, found)))

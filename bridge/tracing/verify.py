@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as torch_pytree
 
-from bridge.placement import made_for
+from bridge.placement import made_for, place_of
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs, split_arrays
@@ -153,7 +153,7 @@ def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.
         "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         "gpu": {"xla_gpu_autotune_level": 0},
     }
-    with made_for([*traced.params.values(), *traced.buffers.values()]):
+    with made_for(place_of([*traced.params.values(), *traced.buffers.values()])):
         run = jax.jit(both, compiler_options=cheap.get(platform()))
         return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 

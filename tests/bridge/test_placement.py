@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bridge
 from bridge import Laplace
-from bridge.placement import device_of, made_for
+from bridge.placement import device_of, made_for, place_of
 from jax_core.backend import platform
 
 on_a_gpu = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_programs_for_a_model_on_the_cpu_are_the_cpus_beside_a_gpu_too(monkeypat
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     beside_a_gpu = bridge.trace(small_cnn(), X)
     assert platform() == "gpu"
-    with made_for(beside_a_gpu.params.values()):
+    with made_for(place_of(beside_a_gpu.params.values())):
         assert platform() == "cpu"
     assert str(jax.make_jaxpr(beside_a_gpu.apply)(beside_a_gpu.params, bridge.to_jax(X))) == wanted
 

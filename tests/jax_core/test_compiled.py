@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.tree_util import Partial
 
+from jax_core.backend import platform
 from jax_core.batches import Batch
 from jax_core.compiled import cached_by_shape
 from jax_core.curvature.jacobian_stream import plan_jacobians
@@ -22,6 +23,15 @@ def test_found_once_for_equal_shapes():
     count = cached_by_shape(lambda x, *, scale: seen.append(x.shape) or scale * x.size)
     assert [count(jnp.ones(3), scale=2), count(jnp.zeros(3), scale=2), count(jnp.ones(3), scale=3)] == [6, 6, 9]
     assert seen == [(3,), (3,)]
+
+
+def test_found_anew_for_another_backend(monkeypatch):
+    found = cached_by_shape(lambda x: platform())
+    assert found(INPUTS) == jax.default_backend()
+    monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
+    assert found(INPUTS) == "elsewhere"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert found(INPUTS) == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,19 @@ def test_preload_reads_nothing_twice_past_the_budget():
     assert passes.num_samples == 9
     assert sum(len(batch.target) for batch in passes) == 9
     assert loader.passes == 2
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_batches_are_placed_after_they_are_checked(cache):
+    _, loader, _, _ = setup()
+    checked = []
+    passes = LoaderPasses(
+        loader,
+        check=lambda number, batch: checked.append(np.array(batch.input)),
+        place=lambda batch: batch._replace(input=batch.input + 1),
+        cache=cache,
+    )
+    for _ in range(2):
+        placed = np.concatenate([batch.input for batch in passes])
+        np.testing.assert_array_equal(placed, loader.inputs + 1)
+    np.testing.assert_array_equal(np.concatenate(checked), loader.inputs)
