@@ -53,7 +53,10 @@ def laplax():
     model_fn, params = jax_cnn(trained_cnn(300))
     loader = DataLoader(Counted(TENTH), batch_size=128, shuffle=True, drop_last=True)
     mv = create_ggn_mv_without_data(model_fn, params, loss_fn="cross_entropy", factor=1.0)
-    as_arrays = lambda batch: {"input": batch[0].numpy(), "target": batch[1].numpy()}  # noqa: E731
+
+    def as_arrays(batch):
+        return {"input": batch[0].numpy(), "target": batch[1].numpy()}
+
     product = DataLoaderMV(jax.jit(mv), loader, transform=as_arrays, reduce=reduce_add)
     vector = jax.tree.map(jnp.ones_like, params)
     jax.block_until_ready(product(vector))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from torch import nn
 
 from bridge.dataloader import batch_check, passes_over, read_first
-from bridge.placement import device_of, made_for, moved, place_of
+from bridge.placement import device_of, made_for, place_of
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
@@ -97,7 +97,7 @@ def fit_module(
     options.check(get_size(params))
     passes = checked_passes(loader, first, traced, likelihood, reading)
     passes.preload()
-    with made_for(place_of(params.values())):
+    with made_for(place_of(params)):
         fitted = fit_curvature(
             OneExample.of(traced),
             params,
@@ -112,7 +112,8 @@ def fit_module(
 
 def trace_for_fit(model: nn.Module, example: Any, tracer: Tracer) -> TracedModel:
     """The model as traced on two inputs, with weights of its own: those of the module may be trained on."""
-    example = moved(example, device_of(model))
+    device = device_of(model)
+    example = jax.tree.map(lambda leaf: leaf.to(device), example)
     traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=tracer)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -21,14 +21,9 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def moved(tree: Any, device: torch.device) -> Any:
-    """A pytree of tensors on a device."""
-    return jax.tree.map(lambda leaf: leaf.to(device), tree)
-
-
-def place_of(arrays: Iterable[jax.Array]) -> Any:
-    """A device that holds the first of the arrays; ``None`` where there is none."""
-    first = next(iter(arrays), None)
+def place_of(tree: Any) -> Any:
+    """A device that holds the first of a pytree's arrays; ``None`` where there is none."""
+    first = next(iter(jax.tree.leaves(tree)), None)
     return None if first is None else next(iter(first.devices()))
 
 
@@ -42,9 +37,9 @@ def made_for(device: Any) -> Iterator[None]:
         yield
 
 
-def suited(function: Callable[..., Any], arrays: Iterable[jax.Array]) -> Callable[..., Any]:
+def suited(function: Callable[..., Any], tensors: Any) -> Callable[..., Any]:
     """A traced function in full precision, always lowered for the backend that holds its tensors."""
-    full, device = full_precision(function), place_of(arrays)
+    full, device = full_precision(function), place_of(tensors)
 
     @wraps(function)
     def call(*args: Any) -> Any:

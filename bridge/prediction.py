@@ -98,7 +98,7 @@ def pushed(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: An
     """What ``predictive(model_fn)(inputs)``, and ``last`` of it, give for a batch, as torch tensors like it."""
     batch = tensors(x)
     inputs = checked_inputs(traced, batch)
-    with made_for(place_of(traced.params.values())):
+    with made_for(place_of(traced.params)):
         result = predictive(OneExample.of(traced))(inputs)
         return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
 

@@ -77,6 +77,6 @@ class PriorSearch:
         grid: Any,
     ) -> Tuned:
         """The smallest score of held-out data over a grid."""
-        with made_for(place_of(jax.tree.leaves(self.params))):
+        with made_for(place_of(self.params)):
             losses = held_out_losses(self.model_fn, self.params, self.curvature, batches, score, finish)
             return grid_search(losses, grid)

@@ -17,8 +17,8 @@ T = TypeVar("T")
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
     """The function with its matrix products and convolutions in float32, unless a precision has been chosen.
 
-    JAX's default on a GPU is TensorFloat-32, whose products are off by 3e-4, where a reduction to low rank
-    wants vectors orthogonal to 1e-6. Torch computes matrix products in float32. ``jax.default_matmul_precision``, as a
+    JAX's default on a GPU is TensorFloat-32, whose products are off by 3e-4, where a reduction to low rank wants
+    vectors orthogonal to 1e-6. Torch computes matrix products in float32. ``jax.default_matmul_precision``, as a
     context or as configuration, chooses otherwise and is left alone.
     """
 

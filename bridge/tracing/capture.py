@@ -84,7 +84,10 @@ def _is_open(program: ExportedProgram) -> bool:
 
 def _repeat(given: tuple[Any, Any], times: int) -> tuple[Any, Any]:
     size = batch_size(given)
-    repeated = lambda x: torch.cat([x] * times) if times > 1 and is_batched(x, size) else x  # noqa: E731
+
+    def repeated(x: Any) -> Any:
+        return torch.cat([x] * times) if times > 1 and is_batched(x, size) else x
+
     return torch_pytree.tree_map(repeated, given)
 
 

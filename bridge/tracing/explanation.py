@@ -139,7 +139,7 @@ def _jax_outputs(program: ExportedProgram, binding: Binding, inputs: Inputs) -> 
         run_steps(steps, values)
         return {path: logical(values[name]) for path, name in last.items() if hasattr(logical(values[name]), "shape")}
 
-    return jax.jit(suited(run, tensors.values()))(tensors, arrays)
+    return jax.jit(suited(run, tensors))(tensors, arrays)
 
 
 def _error(got: Any, wanted: torch.Tensor | None) -> float | None:

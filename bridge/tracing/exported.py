@@ -21,7 +21,7 @@ def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
     binding = bind(program, model)
     signature = make_signature(inputs, *open_axes(program, binding.inputs))
     params, buffers = to_arrays(binding.params), to_arrays(binding.buffers)
-    function = suited(graph_function(program, binding, signature), [*params.values(), *buffers.values()])
+    function = suited(graph_function(program, binding, signature), (params, buffers))
     return TracedModel(params, buffers, function, signature.tensors, "export")
 
 

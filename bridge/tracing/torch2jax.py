@@ -73,8 +73,7 @@ def trace_torch2jax(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
         return package.t2j(run)({**buffers, **params}, _tensors_only(signature.flatten(inputs)))
 
     arrays = to_arrays(params), to_arrays(buffers)
-    placed = suited(function, [*arrays[0].values(), *arrays[1].values()])
-    traced = TracedModel(*arrays, placed, signature.tensors, "torch2jax")
+    traced = TracedModel(*arrays, suited(function, arrays), signature.tensors, "torch2jax")
     _try(traced, inputs)
     return traced
 

@@ -153,7 +153,7 @@ def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.
         "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         "gpu": {"xla_gpu_autotune_level": 0},
     }
-    with made_for(place_of([*traced.params.values(), *traced.buffers.values()])):
+    with made_for(place_of((traced.params, traced.buffers))):
         run = jax.jit(both, compiler_options=cheap.get(platform()))
         return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
@@ -204,5 +204,7 @@ def _norm(x: torch.Tensor) -> float:
 
 
 def _double(inputs: Inputs) -> Inputs:
-    double = lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x  # noqa: E731
+    def double(x: Any) -> Any:
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
     return torch_pytree.tree_map(double, inputs)

@@ -51,7 +51,7 @@ def test_programs_for_a_model_on_the_cpu_are_the_cpus_beside_a_gpu_too(monkeypat
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     beside_a_gpu = bridge.trace(small_cnn(), X)
     assert platform() == "gpu"
-    with made_for(place_of(beside_a_gpu.params.values())):
+    with made_for(place_of(beside_a_gpu.params)):
         assert platform() == "cpu"
     assert str(jax.make_jaxpr(beside_a_gpu.apply)(beside_a_gpu.params, bridge.to_jax(X))) == wanted
 

@@ -83,6 +83,19 @@ def test_the_model_is_never_changed():
     assert bool((model[0].weight.grad == 3.0).all())
 
 
+def test_cudnn_is_off_while_a_model_is_traced_and_back_afterwards():
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(x)
+
+    assert torch.backends.cudnn.enabled
+    trace(Watched(3, 2), torch.randn(2, 3))
+    assert torch.backends.cudnn.enabled and seen and not any(seen)
+
+
 def test_modes_are_restored_after_a_failure():
     class Broken(nn.Module):
         def __init__(self):
