@@ -27,7 +27,7 @@ def ours(size):
     from bridge import to_jax, trace
     from bridge.prediction import OneExample
     from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data, get_size
-    from jax_core.curvature.jacobian_stream import JacobianStream
+    from jax_core.gradients.jacobian_stream import JacobianStream
     from jax_core.source import Source
 
     model, images, labels, forward = setting(size)

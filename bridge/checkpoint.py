@@ -17,11 +17,11 @@ from torch import nn
 from bridge.fitting import FittedModel, trace_for_fit
 from bridge.laplace import Laplace
 from bridge.tensors import to_free_jax, to_jax, to_torch
+from jax_core.data.trees import beside
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.operators import Dense, Diagonal, LowRank
 from jax_core.posterior import prior_vector
-from jax_core.trees import beside
 
 _FORMAT = "torch-laplace-bridge 1"
 _STRUCTURES = {"lowrank": LowRank, "full": Dense, "diag": Diagonal}

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from bridge.tensors import to_jax
-from jax_core.batches import Batch, as_batch
-from jax_core.curvature.data_loader_mv import Cache, LoaderPasses, finite_or_raise
+from jax_core.data.batches import Batch, as_batch
+from jax_core.data.passes import Cache, LoaderPasses, finite_or_raise
+from jax_core.data.trees import beside
 from jax_core.likelihoods import Categorical, Likelihood
-from jax_core.trees import beside
 from jax_core.types import Params
 
 

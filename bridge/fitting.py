@@ -16,13 +16,13 @@ from bridge.placement import device_of, made_for, place_of
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
-from jax_core.batches import Batch
-from jax_core.curvature.data_loader_mv import Cache, LoaderPasses
+from jax_core.data.batches import Batch
+from jax_core.data.passes import Cache, LoaderPasses
+from jax_core.data.trees import get_size
 from jax_core.fit import FitOptions, Fitted, fit_curvature
 from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
-from jax_core.trees import get_size
 from jax_core.types import Params
 
 Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]

@@ -16,7 +16,7 @@ from bridge.options import LinkName, PredictionType, one_of, positive, whole
 from bridge.prediction import averager, finisher, predictive_for, pushed
 from bridge.tensors import to_free_jax
 from bridge.tuning import PriorSearch, TuningMethod, check_arguments, score_of
-from jax_core.curvature.data_loader_mv import Cache
+from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Fitted, Method, Structure
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import torch
 
-from jax_core.backend import platform
-from jax_core.precision import full_precision
+from jax_core.xla.backend import platform
+from jax_core.xla.precision import full_precision
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

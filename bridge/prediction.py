@@ -15,7 +15,7 @@ from bridge.options import LinkName
 from bridge.placement import made_for, place_of
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
-from jax_core.compiled import as_data
+from jax_core.data.trees import beside
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
 from jax_core.predictive import (
     GaussianOutputs,
@@ -25,7 +25,7 @@ from jax_core.predictive import (
     moments,
 )
 from jax_core.predictive.links import Link
-from jax_core.trees import beside
+from jax_core.xla.compiled import as_data
 
 _JACOBIAN_BYTES = 2**30  # of one example
 _BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")

@@ -12,10 +12,10 @@ import numpy as np
 
 from bridge.options import one_of
 from bridge.placement import made_for, place_of
-from jax_core.batches import Batch
+from jax_core.data.batches import Batch
+from jax_core.data.trees import get_size
 from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
-from jax_core.trees import get_size
 from jax_core.tuning import (
     Objective,
     Score,

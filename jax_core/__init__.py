@@ -6,7 +6,6 @@ evaluation, tuning, plots.
 
 from jax_core.curvature import (
     DataLoaderMV,
-    LoaderPasses,
     create_empirical_fisher_mv,
     create_empirical_fisher_mv_without_data,
     create_ggn_mv,
@@ -18,6 +17,8 @@ from jax_core.curvature import (
     reduce_add,
     reduce_concat,
 )
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import create_pytree_flattener, get_size, wrap_function
 from jax_core.evaluation import (
     BinMetrics,
     accuracy,
@@ -40,7 +41,8 @@ from jax_core.evaluation import (
     transfer_entry,
 )
 from jax_core.fit import FitOptions, Fitted, fit_curvature
-from jax_core.jacobians import jacobian
+from jax_core.gradients.jacobians import jacobian
+from jax_core.gradients.mapped import map_jacobians
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Unweighted, as_likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.matrix_free import DiagonalEstimate, diagonal, estimate_diagonal, to_dense
@@ -76,7 +78,6 @@ from jax_core.predictive import (
     lin_special_pred_act,
     linearized_predictive,
     link_by_name,
-    map_jacobians,
     marginal_predictive,
     mean_field_0,
     mean_field_1,
@@ -96,7 +97,6 @@ from jax_core.predictive import (
     set_nonlin_pushforward,
     set_posterior_gp_kernel,
 )
-from jax_core.trees import create_pytree_flattener, get_size, wrap_function
 from jax_core.tuning import (
     Tuned,
     evidence_loss,

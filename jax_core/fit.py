@@ -9,22 +9,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.compiled import as_data
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums
-from jax_core.curvature.row_stream import RowStream
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import get_size
+from jax_core.gradients.row_stream import RowStream
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior import gaussian_log_likelihood
-from jax_core.precision import full_precision
-from jax_core.short_repr import ShortRepr
 from jax_core.source import Source, problem_of
-from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
-from jax_core.windows import suited_to_backend
+from jax_core.xla.compiled import as_data
+from jax_core.xla.precision import full_precision
+from jax_core.xla.windows import suited_to_backend
 
 Structure = Literal["lowrank", "full", "diag"]
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
@@ -72,7 +72,7 @@ class FitOptions:
         rank: Eigenpairs of a low-rank curvature.
         passes: Passes over the data of ``"nystrom"``.
         tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
-            :mod:`jax_core.curvature.rows`); the other structures and methods drop nothing.
+            :mod:`jax_core.gradients.rows`); the other structures and methods drop nothing.
         rows_bytes: Rows are kept as a matrix when they fit into this.
         keep_bytes: Methods with several passes keep the network's linearisation between them if it fits into this.
         progress: Show progress bars.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import create_pytree_flattener, get_size
 from jax_core.types import MatVec
 
 _COLUMNS = 32  # vectors a vmapped product takes at once: enough to share the linearisation, few enough for the cache

@@ -9,22 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_core.batches import batch_size
-from jax_core.compiled import as_data
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import evaluate
-from jax_core.curvature.jacobian_stream import JacobianStream
 from jax_core.curvature.kept_products import KeptProducts, residual_bytes
 from jax_core.curvature.product_stream import ProductStream
-from jax_core.curvature.row_stream import RowStream
-from jax_core.curvature.rows import loss_rows
-from jax_core.footprint import example_of
-from jax_core.jacobians import find_layout
+from jax_core.data.batches import batch_size
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import get_size
+from jax_core.gradients.jacobian_stream import JacobianStream
+from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.row_stream import RowStream
+from jax_core.gradients.rows import loss_rows
+from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan, Problem
-from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
-from jax_core.weight_order import Order, find_order, in_order
+from jax_core.xla.compiled import as_data
+from jax_core.xla.footprint import example_of
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ import jax_core  # noqa: E402
 ORDER = (
     *(
         "likelihoods",
-        "trees",
+        "data",
         "matrix_free",
         "curvature",
         "lowrank",
         "operators",
         "posterior",
         "fit",
-        "jacobians",
+        "gradients",
         "predictive",
     ),
     *("tuning", "evaluation", "plots"),

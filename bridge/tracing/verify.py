@@ -20,7 +20,7 @@ from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs, split_arrays
 from bridge.tracing.outputs import plain
 from bridge.tracing.traced_model import TracedModel
-from jax_core.backend import platform
+from jax_core.xla.backend import platform
 
 # of outputs and of gradients; torch's own derivatives of hardsigmoid and celu hold float32 constants, 3e-8 off
 _TOLERANCE = {

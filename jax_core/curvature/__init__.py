@@ -1,6 +1,6 @@
 """Curvature as products: GGN, Hessian, Fisher, and their sums over a loader."""
 
-from jax_core.curvature.data_loader_mv import DataLoaderMV, LoaderPasses, reduce_add, reduce_concat
+from jax_core.curvature.data_loader_mv import DataLoaderMV, reduce_add, reduce_concat
 from jax_core.curvature.fisher import (
     create_empirical_fisher_mv,
     create_empirical_fisher_mv_without_data,
@@ -12,7 +12,6 @@ from jax_core.curvature.hessian import create_hessian_mv, create_hessian_mv_with
 
 __all__ = [
     "DataLoaderMV",
-    "LoaderPasses",
     "create_empirical_fisher_mv",
     "create_empirical_fisher_mv_without_data",
     "create_ggn_mv",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_core.batches import Batch
+from jax_core.data.batches import Batch
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 

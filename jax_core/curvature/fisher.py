@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_core.batches import Batch
 from jax_core.curvature.outputs import sample_factor, sandwich_mv, with_data
+from jax_core.data.batches import Batch
 from jax_core.likelihoods import as_likelihood, score
 from jax_core.types import Data, ModelFn, Params
 

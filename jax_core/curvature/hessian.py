@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_core import trees
-from jax_core.batches import Batch, as_batch
 from jax_core.curvature.outputs import batched, sample_factor, single, with_data
-from jax_core.footprint import sum_over_chunks
+from jax_core.data import trees
+from jax_core.data.batches import Batch, as_batch
 from jax_core.likelihoods import as_likelihood
-from jax_core.precision import full_precision
 from jax_core.types import Data, ModelFn, Params
+from jax_core.xla.footprint import sum_over_chunks
+from jax_core.xla.precision import full_precision
 
 
 def create_hessian_mv_without_data(

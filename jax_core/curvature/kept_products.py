@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.backend import platform
-from jax_core.batches import Batch, pieces
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
 from jax_core.curvature.product_stream import in_groups
-from jax_core.footprint import chunk_size, example_of, footprint
+from jax_core.data.batches import Batch, pieces
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import beside, get_bytes
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import beside, get_bytes
 from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.footprint import chunk_size, example_of, footprint
 
 # Residuals are about a fifth of what a forward pass writes: pieces may be larger than a whole product's.
 _PIECE = 2

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jax_core import trees
+from jax_core.data import trees
 from jax_core.likelihoods import Likelihood
 from jax_core.types import Params
 

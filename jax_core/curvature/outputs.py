@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_core import trees
-from jax_core.batches import Batch, as_batch, batch_size
-from jax_core.footprint import sum_over_chunks
-from jax_core.precision import full_precision
+from jax_core.data import trees
+from jax_core.data.batches import Batch, as_batch, batch_size
 from jax_core.types import Data, ModelFn, Params
-from jax_core.windows import suited_to_backend
+from jax_core.xla.footprint import sum_over_chunks
+from jax_core.xla.precision import full_precision
+from jax_core.xla.windows import suited_to_backend
 
 OutputProduct = Callable[[jax.Array, Batch, jax.Array], jax.Array]
 """``(outputs, batch, vector) -> M vector``, all of shape ``(B, ..., C)``."""

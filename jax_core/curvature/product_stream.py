@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.batches import Batch
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
-from jax_core.footprint import Footprint, example_of, footprint, group_size, sum_over_chunks
+from jax_core.data.batches import Batch
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import beside
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import beside
 from jax_core.types import ModelFn, Params
+from jax_core.xla.footprint import Footprint, example_of, footprint, group_size, sum_over_chunks
 
 
 class ProductStream:

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_core.batches import as_batch
-from jax_core.compiled import jit_closure
+from jax_core.data.batches import as_batch
 from jax_core.types import Data
+from jax_core.xla.compiled import jit_closure
 
 Entries: TypeAlias = dict[str, Any]
 Field: TypeAlias = Literal["results", "aux"]

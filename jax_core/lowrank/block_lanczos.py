@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from jax_core.lowrank.nystrom import BlockProduct
 from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, combine, cross_gram, low_rank
 from jax_core.operators import LowRank
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 
 @full_precision

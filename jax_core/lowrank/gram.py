@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jax_core.lowrank.spectrum import check_finite, combine, cross_gram, low_rank, orthonormal_rows
 from jax_core.operators import LowRank
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 
 @full_precision

@@ -12,12 +12,12 @@ import scipy.linalg
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from jax_core.compiled import jit_closure
+from jax_core.data.trees import create_pytree_flattener
 from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, combine, flat_size, low_rank
 from jax_core.operators import LowRank
-from jax_core.precision import full_precision
-from jax_core.trees import create_pytree_flattener
 from jax_core.types import MatVec
+from jax_core.xla.compiled import jit_closure
+from jax_core.xla.precision import full_precision
 
 
 @full_precision

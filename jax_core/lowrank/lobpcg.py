@@ -14,7 +14,7 @@ from scipy.sparse.linalg import lobpcg as scipy_lobpcg
 from jax_core.lowrank.nystrom import BlockProduct
 from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, low_rank, orthonormal_rows
 from jax_core.operators import LowRank
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 
 @full_precision

@@ -21,7 +21,7 @@ from jax_core.lowrank.spectrum import (
     orthonormal_rows,
 )
 from jax_core.operators import LowRank
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 BlockProduct = Callable[[Float[Array, "K P"]], Float[Array, "K P"]]
 

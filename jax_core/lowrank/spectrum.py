@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_core.data.trees import get_size
 from jax_core.operators import LowRank
-from jax_core.trees import get_size
 
 _SLICE = 1 << 16
 

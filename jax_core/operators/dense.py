@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_core.precision import full_precision
-from jax_core.short_repr import ShortRepr
+from jax_core.operators.short_repr import ShortRepr
+from jax_core.xla.precision import full_precision
 
 
 @jax.tree_util.register_dataclass

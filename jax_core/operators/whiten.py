@@ -11,7 +11,7 @@ from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 
 @full_precision

@@ -14,11 +14,11 @@ from jax_core.lowrank import lanczos, lobpcg, nystrom
 from jax_core.lowrank.spectrum import check_finite, clip_spectrum
 from jax_core.matrix_free import block_product, diagonal, to_dense
 from jax_core.operators import Dense, Diagonal, Operator
+from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior.posterior import Posterior
 from jax_core.posterior.prior import prior_vector
-from jax_core.precision import full_precision
-from jax_core.short_repr import ShortRepr
 from jax_core.types import MatVec
+from jax_core.xla.precision import full_precision
 
 _PRIOR_ARGUMENTS = ("prior_prec", "sigma_noise", "sigma_squared", "temperature")
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.basis import Basis
+from jax_core.data.trees import create_pytree_flattener
+from jax_core.gradients.basis import Basis
 from jax_core.operators import LowRank, Operator, whiten
-from jax_core.short_repr import ShortRepr
-from jax_core.trees import create_pytree_flattener
+from jax_core.operators.short_repr import ShortRepr
 from jax_core.types import Params
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import create_pytree_flattener, get_size
 from jax_core.types import Params
 
 

@@ -11,7 +11,6 @@ from jax_core.predictive.links import (
     mean_field_2,
     probit,
 )
-from jax_core.predictive.mapped import Projected, map_jacobians, map_projected
 from jax_core.predictive.marginal import marginal_predictive
 from jax_core.predictive.pushforward import (
     lin_mc_pred_act,
@@ -39,7 +38,6 @@ from jax_core.predictive.sampled import moments, sampled_predictive
 __all__ = [
     "GaussianOutputs",
     "MonteCarlo",
-    "Projected",
     "joint_predictive",
     "laplace_bridge",
     "laplace_bridge_normalized",
@@ -53,8 +51,6 @@ __all__ = [
     "lin_special_pred_act",
     "linearized_predictive",
     "link_by_name",
-    "map_jacobians",
-    "map_projected",
     "marginal_predictive",
     "mean_field_0",
     "mean_field_1",

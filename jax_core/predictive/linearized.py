@@ -2,7 +2,7 @@ r"""The linearised predictive $f(x) \sim \mathcal N(f_{\theta^*}(x), J \Sigma J^
 
 The covariance is exact: the Jacobian of each example is materialised a few examples at a time, and for a low-rank
 posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled.
-Layers whose matrices meet few vectors of an example stay in factors there (see :mod:`jax_core.factored`).
+Layers whose matrices meet few vectors of an example stay in factors there (see :mod:`jax_core.gradients.factored`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jax_core.compiled import as_data
+from jax_core.gradients.mapped import Projected, map_jacobians, map_projected
 from jax_core.posterior import Posterior
-from jax_core.predictive.mapped import Projected, map_jacobians, map_projected
 from jax_core.types import ModelFn
+from jax_core.xla.compiled import as_data
 
 
 class GaussianOutputs(NamedTuple):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jax_core.compiled import as_data
 from jax_core.posterior import Posterior
-from jax_core.precision import full_precision
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.types import ModelFn
-from jax_core.windows import suited_to_backend
+from jax_core.xla.compiled import as_data
+from jax_core.xla.precision import full_precision
+from jax_core.xla.windows import suited_to_backend
 
 _ROWS = 8  # outputs whose gradients are held at once
 

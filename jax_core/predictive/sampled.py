@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.compiled import as_data
+from jax_core.data.trees import create_pytree_flattener
 from jax_core.posterior import Posterior
-from jax_core.precision import full_precision
 from jax_core.predictive.linearized import GaussianOutputs
-from jax_core.trees import create_pytree_flattener
 from jax_core.types import ModelFn, Params
-from jax_core.windows import suited_to_backend
+from jax_core.xla.compiled import as_data
+from jax_core.xla.precision import full_precision
+from jax_core.xla.windows import suited_to_backend
 
 
 def sampled_predictive(

@@ -13,12 +13,12 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float
 
+from jax_core.data.trees import create_pytree_flattener, get_size
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import prior_vector
-from jax_core.precision import full_precision
-from jax_core.trees import create_pytree_flattener, get_size
 from jax_core.tuning.tuned import Tuned
 from jax_core.types import Params
+from jax_core.xla.precision import full_precision
 
 
 def spectrum(operator: Operator) -> np.ndarray:

@@ -11,20 +11,21 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jax_core.basis import Basis
-from jax_core.batches import Batch
-from jax_core.compiled import as_data
+from jax_core.data.batches import Batch
 from jax_core.evaluation import (
     chi_squared,
     expected_calibration_error,
     nll_categorical,
     nll_gaussian,
 )
+from jax_core.gradients.basis import Basis
+from jax_core.gradients.mapped import Projected, map_jacobians, map_projected
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from jax_core.operators import LowRank, Operator
 from jax_core.posterior import Posterior
-from jax_core.predictive import GaussianOutputs, Projected, map_jacobians, map_projected
+from jax_core.predictive import GaussianOutputs
 from jax_core.types import ModelFn, Params
+from jax_core.xla.compiled import as_data
 
 Objective = Literal["nll", "ece", "chi2"]
 Score = Callable[[Any, Array], Any]

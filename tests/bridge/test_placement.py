@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bridge
 from bridge import Laplace
 from bridge.placement import device_of, made_for, place_of
-from jax_core.backend import platform
+from jax_core.xla.backend import platform
 
 on_a_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and jax.default_backend() == "gpu"), reason="needs torch and JAX with a GPU"
@@ -59,7 +59,7 @@ def test_programs_for_a_model_on_the_cpu_are_the_cpus_beside_a_gpu_too(monkeypat
 @at_the_edge
 def test_every_program_of_a_fit_beside_a_gpu_is_made_for_the_cpu(monkeypatch):
     seen = set()
-    core = ("jax_core.curvature.kept_products", "jax_core.footprint", "jax_core.predictive.mapped")
+    core = ("jax_core.curvature.kept_products", "jax_core.xla.footprint", "jax_core.gradients.mapped")
     for module in ("bridge.tracing.lowering.convolution", *core):
         monkeypatch.setattr(f"{module}.platform", lambda: seen.add(platform()) or platform())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

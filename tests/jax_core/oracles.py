@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bridge
-from jax_core.trees import create_pytree_flattener
+from jax_core.data.trees import create_pytree_flattener
 
 SAMPLES, OUTPUTS = 7, 3
 

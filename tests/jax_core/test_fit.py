@@ -10,11 +10,11 @@ import pytest
 import jax_core.fit
 import jax_core.source
 from jax_core import FitOptions, LoaderPasses, as_likelihood, fit_curvature
-from jax_core.compiled import as_data
 from jax_core.curvature.kept_products import KeptProducts
 from jax_core.curvature.product_stream import ProductStream
 from jax_core.lowrank.plan import Plan
 from jax_core.posterior import gaussian_log_likelihood
+from jax_core.xla.compiled import as_data
 from tests.cases import LOSSES, attention, cnn, dense_ggn, mlp, sample_loss
 
 METHODS = ("auto", "gram", "nystrom", "lanczos", "lobpcg")

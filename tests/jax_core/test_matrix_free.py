@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_core import DataLoaderMV, create_ggn_mv_without_data
+from jax_core.data.trees import create_pytree_flattener, get_size
 from jax_core.matrix_free import block_product, diagonal, estimate_diagonal, flat_product, to_dense
-from jax_core.trees import create_pytree_flattener, get_size
 from tests.cases import cnn, dense_ggn, mlp
 
 SHAPES = st.lists(st.sampled_from([(), (0,), (1,), (3,), (2, 0), (2, 2), (1, 3, 1)]), min_size=1, max_size=4)

@@ -24,8 +24,8 @@ from jax_core import (
     create_mc_fisher_mv,
     create_mc_fisher_mv_without_data,
 )
+from jax_core.data.trees import create_pytree_flattener
 from jax_core.likelihoods import Likelihood, as_likelihood
-from jax_core.trees import create_pytree_flattener
 from tests.cases import LOSSES
 from tests.jax_core.oracles import MODELS, OUTPUTS, SAMPLES, Twin, quick_jit, torch_loss, twin
 

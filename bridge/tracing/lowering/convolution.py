@@ -17,8 +17,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers
-from jax_core.backend import platform
-from jax_core.windows import UNFOLDED, window_slices
+from jax_core.xla.backend import platform
+from jax_core.xla.windows import UNFOLDED, window_slices
 
 aten = torch.ops.aten
 Ints = int | Sequence[int]

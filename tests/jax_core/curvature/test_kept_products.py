@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from jax_core.batches import Batch
-from jax_core.compiled import as_data
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.kept_products import KeptProducts, residual_bytes
 from jax_core.curvature.product_stream import ProductStream
+from jax_core.data.batches import Batch
+from jax_core.data.passes import LoaderPasses
 from jax_core.likelihoods import as_likelihood
+from jax_core.xla.compiled import as_data
 from tests.cases import CASES, LOSSES, cnn, dense_ggn, flatten, mlp, sample_loss
 
 
@@ -82,8 +82,8 @@ def test_products_do_not_depend_on_the_pieces(x64, budget, monkeypatch):
     """Batches are linearised in pieces whose size follows from the activations; the last is ragged."""
     case = wide(cnn)
     whole = KeptProducts(*parts(case, "mse", 7))
-    monkeypatch.setattr("jax_core.footprint._TEMPORARIES", budget)
-    monkeypatch.setattr("jax_core.footprint._PAST_THE_CLIFF", budget)
+    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", budget)
+    monkeypatch.setattr("jax_core.xla.footprint._PAST_THE_CLIFF", budget)
     cut = KeptProducts(*parts(case, "mse", 7))
     assert len(whole._kept) == 1
     assert len(cut._kept) > 1 or budget == 10_000
@@ -112,7 +112,7 @@ def test_estimated_memory_is_what_is_kept(x64, case):
 
 
 def test_estimated_memory_holds_for_batches_cut_into_pieces(monkeypatch):
-    monkeypatch.setattr("jax_core.footprint._TEMPORARIES", 20_000)
+    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", 20_000)
     case = mlp()
     inputs, targets = jnp.ones((2000, 4)), jnp.zeros((2000, 3))
     model, likelihood = as_data(case.model_fn), as_likelihood("mse")

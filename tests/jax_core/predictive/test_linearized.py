@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_core.gradients.mapped import Sizes, map_jacobians
 from jax_core.operators import Dense, Diagonal, LowRank
 from jax_core.posterior import Posterior, prior_vector
-from jax_core.predictive import joint_predictive, linearized_predictive, map_jacobians
-from jax_core.predictive.mapped import Sizes
+from jax_core.predictive import joint_predictive, linearized_predictive
 from tests.cases import CASES, attention, cnn, dense_ggn, dense_jacobian, flatten, mlp
 
 CROSSED = [(mlp, "dense"), (mlp, "lowrank"), (mlp, "diagonal"), (cnn, "lowrank"), (attention, "dense")]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import jax_core
 from jax_core import create_ggn_mv, create_posterior_fn, linearized_predictive
+from jax_core.gradients.mapped import Sizes, map_jacobians
 from jax_core.predictive.links import MonteCarlo, link_by_name
-from jax_core.predictive.mapped import Sizes, map_jacobians
 from tests.cases import CASES, cnn, dense_jacobian, mlp
 
 LINKS = ("probit", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2")

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import log_loss
 
-from jax_core.batches import Batch
+from jax_core.data.batches import Batch
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Unweighted
 from jax_core.operators import Dense, Diagonal, LowRank
 from jax_core.posterior import Posterior

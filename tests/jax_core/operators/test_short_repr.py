@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_core.operators import LowRank
-from jax_core.short_repr import ShortRepr
+from jax_core.operators.short_repr import ShortRepr
 
 
 def test_arrays_print_as_their_shapes():

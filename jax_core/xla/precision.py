@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
-from jax_core.backend import platform
+from jax_core.xla.backend import platform
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import jax
 import jax.core
 from jax.tree_util import Partial
 
-from jax_core.backend import platform
+from jax_core.xla.backend import platform
 
 T = TypeVar("T")
 

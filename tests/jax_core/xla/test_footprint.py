@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
-from jax_core.batches import Batch
-from jax_core.footprint import Footprint, chunk_size, footprint, group_size, sum_over_chunks
+from jax_core.data.batches import Batch
+from jax_core.xla.footprint import Footprint, chunk_size, footprint, group_size, sum_over_chunks
 
 CLIFF = 32 * 2**20
 BYTES = st.integers(1, 2**36)
@@ -48,8 +48,8 @@ def test_what_a_model_binds_may_be_shapes_alone():
 
 @pytest.mark.parametrize("budget", [40, 1000, 10**9])
 def test_sum_does_not_depend_on_the_chunks(budget, monkeypatch):
-    monkeypatch.setattr("jax_core.footprint._TEMPORARIES", budget)
-    monkeypatch.setattr("jax_core.footprint._PAST_THE_CLIFF", 2 * budget)
+    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", budget)
+    monkeypatch.setattr("jax_core.xla.footprint._PAST_THE_CLIFF", 2 * budget)
     inputs = jnp.arange(44.0).reshape(11, 4)
     batch = Batch(inputs, jnp.arange(11.0))
     found = sum_over_chunks(

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_core.jacobians
-from jax_core import LoaderPasses, as_likelihood, footprint
-from jax_core.compiled import as_data
-from jax_core.curvature import jacobian_stream
-from jax_core.curvature.jacobian_stream import JacobianStream, plan_jacobians
+import jax_core.gradients.jacobians
+from jax_core import LoaderPasses, as_likelihood
+from jax_core.gradients import jacobian_stream
+from jax_core.gradients.jacobian_stream import JacobianStream, plan_jacobians
+from jax_core.xla import footprint
+from jax_core.xla.compiled import as_data
 from tests.cases import LOSSES, attention, cnn, dense_ggn, flatten, mlp, sample_loss
 
 
@@ -32,7 +33,7 @@ def vectors(case, count=3):
 )
 def test_block_is_the_dense_product(x64, monkeypatch, make, loss, worth):
     """With dense layers in factors where they are worth it, and written out."""
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", worth)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", worth)
     case = make()
     rows = vectors(case)
     np.testing.assert_allclose(stream(case, loss, 4).block(rows), rows @ dense_ggn(case, loss), atol=1e-10)
@@ -40,7 +41,7 @@ def test_block_is_the_dense_product(x64, monkeypatch, make, loss, worth):
 
 def test_large_block_is_the_dense_product(monkeypatch):
     """At a size from which XLA's CPU backend fuses otherwise."""
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 1)
     case = dataclasses.replace(mlp(), inputs=jax.random.normal(jax.random.key(0), (128, 4)))
     rows = vectors(case, 150)
     found = stream(case, "cross_entropy", 128).block(rows)
@@ -50,7 +51,7 @@ def test_large_block_is_the_dense_product(monkeypatch):
 
 @pytest.mark.parametrize(("batch", "piece", "chunk_bytes"), [(9, 9, 1), (9, 4, 2**20), (2, 128, 1), (5, 3, 4_000)])
 def test_neither_batches_nor_pieces_nor_padding_show(x64, monkeypatch, batch, piece, chunk_bytes):
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 1)
     monkeypatch.setattr(footprint, "_MOST_EXAMPLES", piece)
     monkeypatch.setattr(jacobian_stream, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(jacobian_stream, "plan_jacobians", plan_jacobians.__wrapped__)  # remembers other limits

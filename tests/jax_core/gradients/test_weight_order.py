@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_core.trees import create_pytree_flattener
-from jax_core.weight_order import Order, find_order, in_order
-from jax_core.windows import suited_to_backend
+from jax_core.data.trees import create_pytree_flattener
+from jax_core.gradients.weight_order import Order, find_order, in_order
+from jax_core.xla.windows import suited_to_backend
 from tests.cases import attention, cnn, mlp
 
 

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.batches import Batch, KnownSizes, batch_size, padded
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import DataSums, evaluate
-from jax_core.curvature.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
-from jax_core.footprint import example_of
+from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import beside, get_size
+from jax_core.gradients.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import beside, get_size
 from jax_core.types import ModelFn, Params
+from jax_core.xla.footprint import example_of
 
 Carry = TypeVar("Carry")
 Step: TypeAlias = Callable[[Any, Array, Any], Any]
 
 
 class RowStream:
-    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.curvature.rows`), unscaled.
+    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.gradients.rows`), unscaled.
 
     Attributes:
         sums: What the latest pass added up.

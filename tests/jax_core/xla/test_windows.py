@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jax_core import windows
-from jax_core.windows import Rewritten, suited_to_backend
+from jax_core.xla import windows
+from jax_core.xla.windows import Rewritten, suited_to_backend
 
 
 def primitives_of(model, x, params):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_core import LowRank, create_empirical_fisher_mv, create_ggn_mv, create_hessian_mv, nystrom
-from jax_core.precision import full_precision
+from jax_core.xla.precision import full_precision
 
 
 def product(a, b):

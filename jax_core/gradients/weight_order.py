@@ -20,9 +20,9 @@ import numpy as np
 from jax.extend.core import primitives
 from jaxtyping import Array, Int
 
-from jax_core.compiled import as_data, cached_by_shape
-from jax_core.interpret import Tracked, interpret, value_of
 from jax_core.types import ModelFn, Params
+from jax_core.xla.compiled import as_data, cached_by_shape
+from jax_core.xla.interpret import Tracked, interpret, value_of
 
 Groups = tuple[tuple[int, ...], ...]
 

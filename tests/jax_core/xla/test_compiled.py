@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import pytest
 from jax.tree_util import Partial
 
-from jax_core.backend import platform
-from jax_core.batches import Batch
-from jax_core.compiled import cached_by_shape
-from jax_core.curvature.jacobian_stream import plan_jacobians
-from jax_core.footprint import footprint
-from jax_core.jacobians import find_layout
-from jax_core.predictive.mapped import map_jacobians
-from jax_core.weight_order import find_order
+from jax_core.data.batches import Batch
+from jax_core.gradients.jacobian_stream import plan_jacobians
+from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.mapped import map_jacobians
+from jax_core.gradients.weight_order import find_order
+from jax_core.xla.backend import platform
+from jax_core.xla.compiled import cached_by_shape
+from jax_core.xla.footprint import footprint
 
 MODEL = Partial(lambda shift, x, p: (x + shift + 1.0) @ p["w"], jnp.ones(4))
 PARAMS, INPUTS = {"w": jnp.ones((4, 3))}, jnp.ones((5, 4))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_core.batches import Batch, KnownSizes, evenly, fingerprint, pieces, prefetched
+from jax_core.data.batches import Batch, KnownSizes, evenly, fingerprint, pieces, prefetched
 
 
 @given(total=st.integers(1, 30), size=st.integers(1, 12))

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.backend import platform
-from jax_core.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
-from jax_core.compiled import cached_by_shape
-from jax_core.curvature.data_loader_mv import LoaderPasses
 from jax_core.curvature.data_sums import BatchSums, DataSums
-from jax_core.factored import Layout, Parts
-from jax_core.footprint import example_of, examples_per_block, footprint
-from jax_core.jacobians import factored_jacobian, find_layout
+from jax_core.data.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import beside
+from jax_core.gradients.factored import Layout, Parts
+from jax_core.gradients.jacobians import factored_jacobian, find_layout
 from jax_core.likelihoods import Likelihood
-from jax_core.trees import beside
 from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.compiled import cached_by_shape
+from jax_core.xla.footprint import example_of, examples_per_block, footprint
 
-_CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of footprint.py
+_CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of xla/footprint.py
 
 
 class JacobianStream:

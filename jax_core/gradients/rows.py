@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.backend import platform
-from jax_core.batches import Batch
-from jax_core.footprint import footprint, rows_per_block
+from jax_core.data.batches import Batch
+from jax_core.data.trees import get_size
 from jax_core.likelihoods import Likelihood, dense_hessian
-from jax_core.trees import get_size
 from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.footprint import footprint, rows_per_block
 
 _ACTIVATIONS = 32 * 2**20  # behind a chunk of rows
 _CHUNK = 128  # measured on a small CNN: chunks of 64 to 128 rows, ten times slower from 256 on

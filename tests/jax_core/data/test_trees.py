@@ -17,9 +17,9 @@ from jax_core import (
     get_size,
     linearized_predictive,
     to_dense,
-    trees,
     wrap_function,
 )
+from jax_core.data import trees
 from tests.jax_core.oracles import quick_jit
 
 SHAPES = ((), (0,), (1,), (3,), (2, 0), (2, 1, 2), (1, 1, 1), (0, 0))

@@ -5,19 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_core.jacobians
+import jax_core.gradients.jacobians
 from jax_core import Diagonal, LowRank, Posterior
-from jax_core.basis import Basis
-from jax_core.compiled import as_data
-from jax_core.predictive import linearized_predictive, map_projected, mapped
-from jax_core.weight_order import find_order
-from jax_core.windows import suited_to_backend
+from jax_core.gradients import mapped
+from jax_core.gradients.basis import Basis
+from jax_core.gradients.mapped import map_projected
+from jax_core.gradients.weight_order import find_order
+from jax_core.predictive import linearized_predictive
+from jax_core.xla.compiled import as_data
+from jax_core.xla.windows import suited_to_backend
 from tests.cases import attention, cnn, dense_jacobian, mlp
 
 
 @pytest.fixture(autouse=True)
 def small_matrices_are_worth_it(monkeypatch):
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 1)
 
 
 def posterior_of(case, prior=2.0):

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.backend import platform
-from jax_core.basis import Basis
-from jax_core.batches import padded
-from jax_core.compiled import as_data, cached_by_shape
-from jax_core.factored import FactoredRows, Layout, Parts
-from jax_core.footprint import footprint, shapes_of_one
-from jax_core.jacobians import factored_jacobian, jacobian, layout_in_order
-from jax_core.precision import full_precision
-from jax_core.trees import get_size
+from jax_core.data.batches import padded
+from jax_core.data.trees import get_size
+from jax_core.gradients.basis import Basis
+from jax_core.gradients.factored import FactoredRows, Layout, Parts
+from jax_core.gradients.jacobians import factored_jacobian, jacobian, layout_in_order
+from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.types import ModelFn, Params
-from jax_core.weight_order import Order, find_order, in_order
-from jax_core.windows import suited_to_backend
+from jax_core.xla.backend import platform
+from jax_core.xla.compiled import as_data, cached_by_shape
+from jax_core.xla.footprint import footprint, shapes_of_one
+from jax_core.xla.precision import full_precision
+from jax_core.xla.windows import suited_to_backend
 
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
 _ACTIVATIONS = 4 * 2**20  # forward activations of the examples behind them, before the axis of outputs

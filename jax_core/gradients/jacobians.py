@@ -2,7 +2,7 @@ r"""Jacobians of a network's outputs, one row per output, with the gradients of 
 
 A layer is found in the traced network, whatever library wrote it: a parameter that is used once, in a matrix product
 with few vectors. A zero added to that product's result gives, by reverse mode, the cotangents there; with the vectors
-they are all of the layer's gradient (see :mod:`jax_core.factored`).
+they are all of the layer's gradient (see :mod:`jax_core.gradients.factored`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.factored import FactoredRows, Layout, Slot
+from jax_core.gradients.factored import FactoredRows, Layout, Slot
+from jax_core.gradients.weight_order import Order, Product, in_order, run_watched
 from jax_core.types import ModelFn, Params
-from jax_core.weight_order import Order, Product, in_order, run_watched
 
 _WORTH = 2**12  # elements of a matrix from which two factors beat written-out gradients
 
@@ -38,7 +38,7 @@ def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
     """Which leaves stay in factors, from the shapes of one example; the rest are written out.
 
     They are those of dense layers, and of convolutions over maps so small that the vectors at their positions are
-    fewer than the outputs, about; stored as ``(out, *in)`` (see :mod:`jax_core.weight_order`).
+    fewer than the outputs, about; stored as ``(out, *in)`` (see :mod:`jax_core.gradients.weight_order`).
     """
     outputs = math.prod(jax.eval_shape(model_fn, example, params).shape)
     found: dict[int, int] = {}

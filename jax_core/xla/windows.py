@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_core.backend import platform
-from jax_core.compiled import as_data
-from jax_core.interpret import interpret
 from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.compiled import as_data
+from jax_core.xla.interpret import interpret
 
 UNFOLDED = 2**20  # elements of one example's unfolded image from which XLA's convolution is the faster one
 _WINDOW = 64  # slices in a sum at most

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core.factored import FactoredRows, Layout, Slot
+from jax_core.gradients.factored import FactoredRows, Layout, Slot
 from jax_core.operators import LowRank
 
 # leaves of 2, 4 x 3, 5 and 2 x 3 x 2 elements, in this order in the flattened parameters

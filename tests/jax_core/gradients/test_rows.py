@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jax_core import Categorical, Gaussian, LoaderPasses, as_likelihood
-from jax_core.compiled import as_data
-from jax_core.curvature import data_sums, row_stream
-from jax_core.curvature.row_stream import RowStream
-from jax_core.curvature.rows import RowPlan, loss_rows
+from jax_core.curvature import data_sums
+from jax_core.gradients import row_stream
+from jax_core.gradients.row_stream import RowStream
+from jax_core.gradients.rows import RowPlan, loss_rows
 from jax_core.likelihoods import dense_hessian
+from jax_core.xla.compiled import as_data
 from tests.cases import CASES, LOSSES, dense_ggn, mlp
 
 

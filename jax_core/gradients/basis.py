@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from jax_core.factored import Layout, Parts
+from jax_core.gradients.factored import Layout, Parts
+from jax_core.gradients.weight_order import Order
 from jax_core.types import Params
-from jax_core.weight_order import Order
 
 
 class Basis:
@@ -23,7 +23,7 @@ class Basis:
         self._latest: tuple[Order, Layout, Parts] | None = None
 
     def cut(self, params: Params, order: Order, layout: Layout) -> Parts:
-        """The columns as rows for :meth:`~jax_core.factored.FactoredRows.times_rows`."""
+        """The columns as rows for :meth:`~jax_core.gradients.factored.FactoredRows.times_rows`."""
         if self._latest is None or self._latest[:2] != (order, layout):
             with jax.ensure_compile_time_eval():  # what is remembered must not belong to a program that is being traced
                 columns = self.columns if order.as_stored else self.columns[order.positions(params)]

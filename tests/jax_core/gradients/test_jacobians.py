@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import jax_core.jacobians
-from jax_core.jacobians import factored_jacobian, find_layout, jacobian
-from jax_core.weight_order import find_order, in_order
-from jax_core.windows import suited_to_backend
+import jax_core.gradients.jacobians
+from jax_core.gradients.jacobians import factored_jacobian, find_layout, jacobian
+from jax_core.gradients.weight_order import find_order, in_order
+from jax_core.xla.windows import suited_to_backend
 from tests.cases import attention, cnn, mlp
 
 
 @pytest.fixture(autouse=True)
 def small_matrices_are_worth_it(monkeypatch):
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 1)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 1)
 
 
 def normal(key, *shape):
@@ -115,6 +115,6 @@ def test_factors_are_the_jacobian(x64, make):
 
 
 def test_small_matrices_are_written_out(monkeypatch):
-    monkeypatch.setattr(jax_core.jacobians, "_WORTH", 2**12)
+    monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 2**12)
     model, params, inputs = both_layouts()
     assert factored_leaves(model, params, inputs[0]) == []

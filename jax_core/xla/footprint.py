@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_core import trees
-from jax_core.backend import platform
-from jax_core.batches import Batch, batch_size
-from jax_core.compiled import as_data, cached_by_shape
+from jax_core.data import trees
+from jax_core.data.batches import Batch, batch_size
 from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.compiled import as_data, cached_by_shape
 
 Result = TypeVar("Result")
 

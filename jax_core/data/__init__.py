@@ -1,0 +1,1 @@
+"""Loaders, batches and pytrees: data before any curvature."""

@@ -1,0 +1,1 @@
+"""What programs are made for and from: nothing here knows of curvature or posteriors."""
