@@ -17,7 +17,7 @@ from torch import nn
 from bridge.fitting import FittedModel, trace_for_fit
 from bridge.laplace import Laplace
 from bridge.tensors import to_free_jax, to_jax, to_torch
-from jax_core.data.trees import beside
+from jax_core.data.trees import on_device_of
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.operators import Dense, Diagonal, LowRank
@@ -89,11 +89,11 @@ def load(path: str | Path, la: Laplace) -> Laplace:
     inputs = {name.removeprefix("example."): t for name, t in tensors.items() if name.startswith("example.")}
     example = _structured(described["example"], inputs)
     traced = trace_for_fit(la.model, example, la._reading.tracer)
-    curvature = _STRUCTURES[described["structure"]](**beside(traced.params, to_jax(named)))
+    curvature = _STRUCTURES[described["structure"]](**on_device_of(traced.params, to_jax(named)))
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     prior = tensors["prior_precision"]
-    return la._take(FittedModel(traced, fitted, example), float(prior) if prior.ndim == 0 else to_free_jax(prior))
+    return la._adopt(FittedModel(traced, fitted, example), float(prior) if prior.ndim == 0 else to_free_jax(prior))
 
 
 def _check(described: dict[str, Any], la: Laplace, path: str | Path) -> None:

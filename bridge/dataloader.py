@@ -12,7 +12,7 @@ import numpy as np
 from bridge.tensors import to_jax
 from jax_core.data.batches import Batch, as_batch
 from jax_core.data.passes import Cache, LoaderPasses, finite_or_raise
-from jax_core.data.trees import beside
+from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Categorical, Likelihood
 from jax_core.types import Params
 
@@ -43,7 +43,7 @@ def passes_over(
         loader,
         transform=lambda batch: tuple(to_jax(as_batch(batch))),
         check=check,
-        place=partial(beside, params),
+        place=partial(on_device_of, params),
         cache=cache,
         cache_bytes=cache_bytes,
         progress="Reading data" if progress else None,

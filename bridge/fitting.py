@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from torch import nn
 
 from bridge.dataloader import batch_check, passes_over, read_first
-from bridge.placement import device_of, made_for, place_of
+from bridge.placement import compiling_for, device_of, place_of
 from bridge.prediction import OneExample, tensors
 from bridge.tensors import to_jax
 from bridge.tracing import TracedModel, trace
@@ -29,7 +29,7 @@ Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How model and loader are read: the tracer, the cache of ``LoaderPasses``, and whether progress is shown."""
 
     tracer: Tracer = "export"
@@ -72,7 +72,7 @@ def fit_module(
     loader: Iterable[Any],
     likelihood: Likelihood,
     options: FitOptions,
-    reading: Reading,
+    reading: ReadOptions,
     *,
     prior_precision: Any,
     seed: int,
@@ -97,7 +97,7 @@ def fit_module(
     options.check(get_size(params))
     passes = checked_passes(loader, first, traced, likelihood, reading)
     passes.preload()
-    with made_for(place_of(params)):
+    with compiling_for(place_of(params)):
         fitted = fit_curvature(
             OneExample.of(traced),
             params,
@@ -130,7 +130,7 @@ def _copy(tree: Any) -> Any:
 
 
 def checked_passes(
-    loader: Iterable[Any], first: Batch, traced: TracedModel, likelihood: Likelihood, reading: Reading
+    loader: Iterable[Any], first: Batch, traced: TracedModel, likelihood: Likelihood, reading: ReadOptions
 ) -> LoaderPasses:
     """Passes over a loader that begins with ``first``; every batch must suit the traced model and the loss.
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from bridge.dataloader import read_first
-from bridge.fitting import FittedModel, Reading, Tracer, checked_passes, fit_module
+from bridge.fitting import FittedModel, ReadOptions, Tracer, checked_passes, fit_module
 from bridge.losses import to_likelihood
 from bridge.options import LinkName, PredictionType, one_of, positive, whole
-from bridge.prediction import averager, finisher, predictive_for, pushed
+from bridge.prediction import predict_batch, prediction_from_gaussian, prediction_from_samples, predictive_for
 from bridge.tensors import to_free_jax
 from bridge.tuning import PriorSearch, TuningMethod, check_arguments, score_of
 from jax_core.data.passes import Cache
@@ -105,7 +105,7 @@ class Laplace(nn.Module):
             whole(name, count)
         self.model = model
         self.likelihood = to_likelihood(likelihood)
-        self._reading = Reading(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress)
+        self._reading = ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress)
         how = {"structure": hessian_structure, "method": method, "rank": rank, "passes": passes}
         self.options = FitOptions(**how, progress=progress)
         self.prior_mean, self.sigma_noise, self.temperature = prior_mean, sigma_noise, temperature
@@ -138,9 +138,9 @@ class Laplace(nn.Module):
         what = (self.model, train_loader, self.likelihood, self.options, self._reading)
         how = {"seed": self.seed, "num_total_samples": num_total_samples}
         prior = self._prior_precision
-        return self._take(fit_module(*what, prior_precision=prior, **how), prior)
+        return self._adopt(fit_module(*what, prior_precision=prior, **how), prior)
 
-    def _take(self, fit: FittedModel, prior: Any) -> Laplace:
+    def _adopt(self, fit: FittedModel, prior: Any) -> Laplace:
         self._posterior, self._fit, self._prior_precision = fit.posterior(prior, self._scale), fit, prior
         return self
 
@@ -177,7 +177,7 @@ class Laplace(nn.Module):
     def prior_precision(self, value: Any) -> None:
         value = to_free_jax(value) if isinstance(value, torch.Tensor) else value
         if self._fit is not None:
-            self._take(self._fit, value)
+            self._adopt(self._fit, value)
         self._prior_precision = value
 
     def evidence(self) -> Evidence:
@@ -223,7 +223,9 @@ class Laplace(nn.Module):
         if val_loader is None:
             tuned = search.by_evidence(self.prior_mean, layerwise=layerwise, progress=self.options.progress)
         else:
-            finish = finisher(self.likelihood, self.link_approx, jax.random.key(self.seed), self.n_samples)
+            finish = prediction_from_gaussian(
+                self.likelihood, self.link_approx, jax.random.key(self.seed), self.n_samples
+            )
             score = score_of(objective, self.likelihood, self.sigma_noise)
             batches = checked_passes(val_loader, read_first(val_loader), fit.traced, self.likelihood, self._reading)
             tuned = search.by_grid(batches, score, finish, grid)
@@ -264,8 +266,8 @@ class Laplace(nn.Module):
         key = jax.random.key(self.seed)
         if pred_type == "glm":
             predictive = predictive_for(link, self.likelihood, self._fit_result()[0].jacobian_bytes)
-            return self._predict(x, predictive, finish=finisher(self.likelihood, link, key, samples))
-        average = averager(self.likelihood)
+            return self._predict(x, predictive, finish=prediction_from_gaussian(self.likelihood, link, key, samples))
+        average = prediction_from_samples(self.likelihood)
         return self._predict(x, sampled_predictive, average, key=key, num_samples=samples)
 
     def predictive_distribution(self, x: Any, *, joint: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,7 +288,7 @@ class Laplace(nn.Module):
 
     def _predict(self, x: Any, predictive: Any, last: Any = None, **options: Any) -> Any:
         fit, posterior = self._fit_result()
-        return pushed(fit.traced, x, lambda model_fn: predictive(model_fn, posterior, **options), last)
+        return predict_batch(fit.traced, x, lambda model_fn: predictive(model_fn, posterior, **options), last)
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""

@@ -28,7 +28,7 @@ def place_of(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def made_for(device: Any) -> Iterator[None]:
+def compiling_for(device: Any) -> Iterator[None]:
     """Make programs for a device whose backend is not the default one; for ``None``, as always.
 
     Lowerings and sizes chosen for a GPU are slow on the CPU: seconds for each batch of digits.
@@ -37,13 +37,13 @@ def made_for(device: Any) -> Iterator[None]:
         yield
 
 
-def suited(function: Callable[..., Any], tensors: Any) -> Callable[..., Any]:
+def lowered_for_device_of(function: Callable[..., Any], tensors: Any) -> Callable[..., Any]:
     """A traced function in full precision, always lowered for the backend that holds its tensors."""
     full, device = full_precision(function), place_of(tensors)
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        with made_for(device):
+        with compiling_for(device):
             return full(*args)
 
     return call

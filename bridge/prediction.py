@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import torch
 
 from bridge.options import LinkName
-from bridge.placement import made_for, place_of
+from bridge.placement import compiling_for, place_of
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
-from jax_core.data.trees import beside
+from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
 from jax_core.predictive import (
     GaussianOutputs,
@@ -25,7 +25,7 @@ from jax_core.predictive import (
     moments,
 )
 from jax_core.predictive.links import Link
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 
 _JACOBIAN_BYTES = 2**30  # of one example
 _BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
@@ -89,21 +89,21 @@ def checked_inputs(traced: TracedModel, x: Any) -> Any:
     for leaf in leaves:
         if leaf.is_floating_point() and not torch.isfinite(leaf).all():
             raise ValueError("The inputs hold NaN or infinity. Remove or repair those samples first.")
-    arrays = beside(traced.params, to_jax(x))
+    arrays = on_device_of(traced.params, to_jax(x))
     fitting = [spec.check(leaf) for spec, leaf in zip(traced.inputs, jax.tree.leaves(arrays), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(arrays), fitting)
 
 
-def pushed(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: Any = None) -> Any:
+def predict_batch(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: Any = None) -> Any:
     """What ``predictive(model_fn)(inputs)``, and ``last`` of it, give for a batch, as torch tensors like it."""
     batch = tensors(x)
     inputs = checked_inputs(traced, batch)
-    with made_for(place_of(traced.params)):
+    with compiling_for(place_of(traced.params)):
         result = predictive(OneExample.of(traced))(inputs)
-        return like(jax.tree.leaves(batch)[0], result if last is None else last(result))
+        return to_torch_like(jax.tree.leaves(batch)[0], result if last is None else last(result))
 
 
-def like(reference: torch.Tensor, result: Any) -> Any:
+def to_torch_like(reference: torch.Tensor, result: Any) -> Any:
     """JAX results as torch tensors on the reference's device and, if it is floating, in its dtype."""
     dtype = reference.dtype if reference.is_floating_point() else None
     return jax.tree.map(lambda leaf: leaf.to(device=reference.device, dtype=dtype), to_torch(result))
@@ -127,10 +127,12 @@ def bernoulli_probabilities(outputs: GaussianOutputs) -> jax.Array:
     return jax.nn.sigmoid(outputs.mean / jnp.sqrt(1 + math.pi / 8 * variance))
 
 
-def finisher(likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples: int) -> Callable[..., Any]:
+def prediction_from_gaussian(
+    likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples: int
+) -> Callable[..., Any]:
     """What turns Gaussian outputs into what the user asked for: probabilities, or mean and covariance."""
     if isinstance(likelihood, Categorical):
-        return Probabilities(as_data(link_by_name(link, key=key, num_samples=num_samples)))
+        return Probabilities(as_jit_argument(link_by_name(link, key=key, num_samples=num_samples)))
     return bernoulli_probabilities if isinstance(likelihood, Bernoulli) else tuple
 
 
@@ -151,7 +153,7 @@ def predictive_for(link: LinkName, likelihood: Likelihood, jacobian_bytes: int) 
     )
 
 
-def averager(likelihood: Likelihood) -> Callable[[jax.Array], Any]:
+def prediction_from_samples(likelihood: Likelihood) -> Callable[[jax.Array], Any]:
     """What turns sampled outputs ``(S, B, C)`` into the same kind of prediction."""
     if isinstance(likelihood, Categorical):
         return lambda samples: jax.nn.softmax(samples, axis=-1).mean(0)

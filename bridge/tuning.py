@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.options import one_of
-from bridge.placement import made_for, place_of
+from bridge.placement import compiling_for, place_of
 from jax_core.data.batches import Batch
 from jax_core.data.trees import get_size
 from jax_core.likelihoods import Likelihood
@@ -77,6 +77,6 @@ class PriorSearch:
         grid: Any,
     ) -> Tuned:
         """The smallest score of held-out data over a grid."""
-        with made_for(place_of(self.params)):
+        with compiling_for(place_of(self.params)):
             losses = held_out_losses(self.model_fn, self.params, self.curvature, batches, score, finish)
             return grid_search(losses, grid)

@@ -17,17 +17,17 @@ import numpy as np
 
 from jax_core.evaluation import (
     accuracy,
+    bin_metrics,
     brier,
-    calculate_bin_metrics,
     correctness,
     expected_calibration_error,
     nll_categorical,
 )
 from jax_core.plots import (
-    create_proportion_diagram,
-    create_reliability_diagram,
-    create_shift_diagram,
-    create_spectrum_plot,
+    proportion_diagram,
+    reliability_diagram,
+    shift_diagram,
+    spectrum_plot,
 )
 
 NUM_BINS = 15
@@ -96,7 +96,7 @@ def write_json(path: Path, settings: Mapping[str, Any], rows: Sequence[Scores]) 
 
 def _bins(prediction: Prediction, labels: np.ndarray) -> Any:
     hits = prediction.probabilities.argmax(axis=-1) == labels
-    return calculate_bin_metrics(jnp.asarray(prediction.confidence), jnp.asarray(hits), NUM_BINS)
+    return bin_metrics(jnp.asarray(prediction.confidence), jnp.asarray(hits), NUM_BINS)
 
 
 def save_calibration(predictions: Sequence[Prediction], labels: np.ndarray, out: Path) -> None:
@@ -109,8 +109,8 @@ def save_calibration(predictions: Sequence[Prediction], labels: np.ndarray, out:
         bins = _bins(prediction, labels)
         ece = score(prediction, labels).ece
         title = f"{prediction.name}\nECE {ece:.4f}"
-        create_reliability_diagram(bins.confidences, bins.accuracies, NUM_BINS, ax=above, title=title)
-        create_proportion_diagram(bins.proportions, NUM_BINS, ax=below, title=prediction.name)
+        reliability_diagram(bins.confidences, bins.accuracies, NUM_BINS, ax=above, title=title)
+        proportion_diagram(bins.proportions, NUM_BINS, ax=below, title=prediction.name)
     save_figure(reliability, out / "reliability.png")
     save_figure(proportions, out / "proportions.png")
 
@@ -118,13 +118,13 @@ def save_calibration(predictions: Sequence[Prediction], labels: np.ndarray, out:
 def save_shift(before: Prediction, after: Prediction, labels: np.ndarray, out: Path) -> None:
     """`shift.png`: what Laplace does to the confidence in each test sample."""
     hits = before.probabilities.argmax(axis=-1) == labels
-    ax = create_shift_diagram(before.confidence, after.confidence, hits)
+    ax = shift_diagram(before.confidence, after.confidence, hits)
     save_figure(ax.figure, out / "shift.png")
 
 
 def save_spectrum(eigenvalues: np.ndarray, prior_precision: float, out: Path) -> None:
     """`spectrum.png`: the curvature that was found, beside the prior precision."""
-    ax = create_spectrum_plot(eigenvalues, prior_precision=prior_precision)
+    ax = spectrum_plot(eigenvalues, prior_precision=prior_precision)
     save_figure(ax.figure, out / "spectrum.png")
 
 

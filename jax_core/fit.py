@@ -22,9 +22,9 @@ from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior import gaussian_log_likelihood
 from jax_core.source import Source, problem_of
 from jax_core.types import ModelFn, Params
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 Structure = Literal["lowrank", "full", "diag"]
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
@@ -124,7 +124,7 @@ def fit_curvature(
         FloatingPointError: If outputs or products are not finite.
     """
     options.check(get_size(params))
-    source = Source(as_data(suited_to_backend(model_fn)), params, likelihood, passes)
+    source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes)
     plan = make_plan(source, options) if options.structure == "lowrank" else None
     if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)

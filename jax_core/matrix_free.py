@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import flattener, get_size
 from jax_core.types import MatVec
 
 _COLUMNS = 32  # vectors a vmapped product takes at once: enough to share the linearisation, few enough for the cache
@@ -24,7 +24,7 @@ def to_dense(mv: MatVec, layout: Any = None, *, block_size: int = _COLUMNS) -> F
         block_size: Columns computed at once.
 
     Returns:
-        The matrix; a pytree is laid out as by ``create_pytree_flattener``.
+        The matrix; a pytree is laid out as by ``flattener``.
 
     Raises:
         TypeError: If ``layout`` is missing.
@@ -114,7 +114,7 @@ def flat_product(mv: MatVec, layout: Any) -> tuple[int, MatVec]:
     """The dimension and the product on flat vectors, for a layout that is an int or a pytree."""
     if isinstance(layout, int):
         return layout, mv
-    flatten, unflatten = create_pytree_flattener(layout)
+    flatten, unflatten = flattener(layout)
     return get_size(layout), lambda vector: flatten(mv(unflatten(vector)))
 
 

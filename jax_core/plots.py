@@ -34,7 +34,7 @@ def _bin_grid(values: Float[Array, " M"], num_bins: int, name: str) -> tuple[np.
     return np.arange(num_bins) / num_bins, 1 / num_bins, heights
 
 
-def create_reliability_diagram(
+def reliability_diagram(
     bin_confidences: Float[Array, " M"],
     bin_accuracies: Float[Array, " M"],
     num_bins: int,
@@ -49,7 +49,7 @@ def create_reliability_diagram(
     expected calibration error averages.
 
     Args:
-        bin_confidences: Mean confidence in each bin, of `calculate_bin_metrics`.
+        bin_confidences: Mean confidence in each bin, of `bin_metrics`.
         bin_accuracies: Accuracy in each bin.
         num_bins: The number of bins.
         ax: Where to draw; a new figure by default.
@@ -80,7 +80,7 @@ def create_reliability_diagram(
     return ax
 
 
-def create_proportion_diagram(
+def proportion_diagram(
     bin_proportions: Float[Array, " M"],
     num_bins: int,
     *,
@@ -91,7 +91,7 @@ def create_proportion_diagram(
     """Share of samples in each bin of confidence.
 
     Args:
-        bin_proportions: Share of samples in each bin, of `calculate_bin_metrics`.
+        bin_proportions: Share of samples in each bin, of `bin_metrics`.
         num_bins: The number of bins.
         ax: Where to draw; a new figure by default.
         title: A title for the axes.
@@ -114,7 +114,7 @@ def create_proportion_diagram(
     return ax
 
 
-def create_spectrum_plot(
+def spectrum_plot(
     eigenvalues: Float[Array, " R"],
     *,
     prior_precision: float | None = None,
@@ -144,7 +144,7 @@ def create_spectrum_plot(
     return ax
 
 
-def create_shift_diagram(
+def shift_diagram(
     confidence_map: Float[Array, " N"],
     confidence_laplace: Float[Array, " N"],
     correctness: Shaped[Array, " N"],

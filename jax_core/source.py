@@ -23,8 +23,8 @@ from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan, Problem
 from jax_core.types import ModelFn, Params
-from jax_core.xla.compiled import as_data
-from jax_core.xla.footprint import example_of
+from jax_core.xla.chunks import example_shapes
+from jax_core.xla.compiled import as_jit_argument
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Source:
     @cached_property  # one function, so that what is compiled for the plan serves the fit
     def in_order_of_gradients(self) -> tuple[Source, Order]:
         """The same with the parameters' axes as gradients have them, for what goes by rows."""
-        order = find_order(self.model_fn, self.params, example_of(self.passes.peek()))
-        model = as_data(in_order(self.model_fn, order))
+        order = find_order(self.model_fn, self.params, example_shapes(self.passes.peek().input))
+        model = as_jit_argument(in_order(self.model_fn, order))
         return Source(model, order.of(self.params), self.likelihood, self.passes), order
 
     def rows(self, tolerance: float) -> RowStream:
@@ -79,7 +79,7 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
     rows = float(per_sample)
     if per_sample <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
-    example = example_of(batch)
+    example = example_shapes(batch.input)
     layout = find_layout(source.model_fn, source.params, example)
     return Problem(
         size=layout.size,

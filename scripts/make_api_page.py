@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -17,22 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 import bridge  # noqa: E402
 import jax_core  # noqa: E402
+from jax_core import tutorial_api  # noqa: E402
 
 # the parts of the core in the order in which data pass through them
 ORDER = (
-    *(
-        "likelihoods",
-        "data",
-        "matrix_free",
-        "curvature",
-        "lowrank",
-        "operators",
-        "posterior",
-        "fit",
-        "gradients",
-        "predictive",
-    ),
-    *("tuning", "evaluation", "plots"),
+    *("likelihoods", "data", "curvature", "gradients", "matrix_free", "lowrank", "operators", "fit", "posterior"),
+    *("predictive", "evaluation", "tuning"),
 )
 HEAD = """# Public names
 
@@ -86,17 +77,18 @@ def part_of(value: object) -> str:
     return getattr(value, "__module__", "").split(".")[1] if "." in getattr(value, "__module__", "") else ""
 
 
-def section(module: ModuleType) -> dict[str, list[str]]:
-    """The public names of a package by the part that defines them."""
+def section(names: Iterable[str], module: ModuleType) -> dict[str, list[str]]:
+    """Public names of a package by the part that defines them."""
     found: dict[str, list[str]] = {}
-    for name in module.__all__:
+    for name in names:
         found.setdefault(part_of(getattr(module, name)), []).append(name)
     return found
 
 
 def page() -> str:
     """The whole page."""
-    core = section(jax_core)
+    tutorial = set(tutorial_api.__all__)
+    core = section([name for name in jax_core.__all__ if name not in tutorial], jax_core)
     order = [*ORDER, *(part for part in core if part not in ORDER)]
     lines = [HEAD, "# `bridge`"]
     lines += [entry(name, getattr(bridge, name)) for name in bridge.__all__]
@@ -105,6 +97,8 @@ def page() -> str:
         if part in core:
             lines.append(f"## {part.replace('_', ' ') or 'types'}")
             lines += [entry(name, getattr(jax_core, name)) for name in core[part]]
+    lines.append("# `jax_core.tutorial_api`")
+    lines += [entry(name, getattr(tutorial_api, name)) for name in tutorial_api.__all__]
     return "\n\n".join(lines) + "\n"
 
 

@@ -25,12 +25,15 @@ MAY_IMPORT = {
     "gradients": GROUND | {"likelihoods", "curvature"},
     "lowrank": GROUND | {"operators"},
     "source": GROUND | {"likelihoods", "curvature", "gradients", "lowrank"},
-    "posterior": GROUND | {"gradients", "lowrank", "matrix_free", "operators"},
+    "posterior": GROUND | {"gradients", "operators"},
     "fit": GROUND | {"likelihoods", "curvature", "gradients", "lowrank", "operators", "posterior", "source"},
     "predictive": GROUND | {"gradients", "posterior"},
-    "evaluation": GROUND,
+    "evaluation": set(),
     "tuning": GROUND | {"evaluation", "gradients", "likelihoods", "operators", "posterior", "predictive"},
     "plots": set(),
+    "tutorial_api": GROUND
+    | {"matrix_free", "curvature", "operators", "gradients", "lowrank"}
+    | {"posterior", "predictive", "evaluation", "plots"},
 }
 OPTIONAL = ("matplotlib", "optax", "flax", "torch2jax", "torchvision", "sklearn")
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from bridge.placement import suited
+from bridge.placement import lowered_for_device_of
 from bridge.tensors import to_jax
 from bridge.tracing.binding import Binding, bind, to_arrays
 from bridge.tracing.capture import capture
 from bridge.tracing.checks import check, unwrap
+from bridge.tracing.comparison import relative_error
 from bridge.tracing.errors import MissingLoweringError
 from bridge.tracing.exported import open_axes
 from bridge.tracing.inputs import Inputs, make_signature
@@ -139,11 +139,10 @@ def _jax_outputs(program: ExportedProgram, binding: Binding, inputs: Inputs) -> 
         run_steps(steps, values)
         return {path: logical(values[name]) for path, name in last.items() if hasattr(logical(values[name]), "shape")}
 
-    return jax.jit(suited(run, tensors))(tensors, arrays)
+    return jax.jit(lowered_for_device_of(run, tensors))(tensors, arrays)
 
 
 def _error(got: Any, wanted: torch.Tensor | None) -> float | None:
     if got is None or wanted is None or tuple(got.shape) != tuple(wanted.shape) or not wanted.is_floating_point():
-        return None
-    a, b = np.asarray(got, np.float64), wanted.double().cpu().numpy()
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
+        return None  # nothing to compare
+    return relative_error(got, wanted)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from bridge.placement import suited
+from bridge.placement import lowered_for_device_of
 from bridge.tracing.binding import bind, graph_function, to_arrays
 from bridge.tracing.capture import capture
 from bridge.tracing.inputs import Inputs, make_signature
@@ -21,7 +21,7 @@ def trace_export(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
     binding = bind(program, model)
     signature = make_signature(inputs, *open_axes(program, binding.inputs))
     params, buffers = to_arrays(binding.params), to_arrays(binding.buffers)
-    function = suited(graph_function(program, binding, signature), (params, buffers))
+    function = lowered_for_device_of(graph_function(program, binding, signature), (params, buffers))
     return TracedModel(params, buffers, function, signature.tensors, "export")
 
 

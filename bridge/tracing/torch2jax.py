@@ -15,7 +15,7 @@ import jax
 import torch
 import torch.nn.functional as F
 
-from bridge.placement import suited
+from bridge.placement import lowered_for_device_of
 from bridge.tensors import to_jax
 from bridge.tracing.binding import to_arrays
 from bridge.tracing.errors import TraceError
@@ -73,7 +73,7 @@ def trace_torch2jax(model: torch.nn.Module, inputs: Inputs) -> TracedModel:
         return package.t2j(run)({**buffers, **params}, _tensors_only(signature.flatten(inputs)))
 
     arrays = to_arrays(params), to_arrays(buffers)
-    traced = TracedModel(*arrays, suited(function, arrays), signature.tensors, "torch2jax")
+    traced = TracedModel(*arrays, lowered_for_device_of(function, arrays), signature.tensors, "torch2jax")
     _try(traced, inputs)
     return traced
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as torch_pytree
 
-from bridge.placement import made_for, place_of
-from bridge.tensors import to_jax, to_torch
+from bridge.placement import compiling_for, place_of
+from bridge.tensors import to_jax
+from bridge.tracing.comparison import norm, relative_error
 from bridge.tracing.errors import MismatchError
 from bridge.tracing.inputs import Inputs, split_arrays
 from bridge.tracing.outputs import plain
@@ -120,9 +120,11 @@ def _compare(got: Results, wanted: Results) -> Comparison:
     if len(got.outputs) != len(wanted.outputs):
         raise MismatchError(f"torch returns {len(wanted.outputs)} tensors, the traced model {len(got.outputs)}.")
     pairs = zip(got.outputs, wanted.outputs, strict=True)
-    errors = [_error(a, b, floor=1e-6 * b.numel() ** 0.5) for a, b in pairs]
-    largest = max((_norm(g) for g in wanted.gradients.values()), default=0.0)
-    slopes = {name: _error(got.gradients[name], g, floor=1e-3 * largest) for name, g in wanted.gradients.items()}
+    errors = [relative_error(a, b, floor=1e-6 * b.numel() ** 0.5) for a, b in pairs]
+    largest = max((norm(g) for g in wanted.gradients.values()), default=0.0)
+    slopes = {
+        name: relative_error(got.gradients[name], g, floor=1e-3 * largest) for name, g in wanted.gradients.items()
+    }
     worst = max(slopes, key=lambda name: slopes[name], default="")
     return Comparison(max(errors, default=0.0), slopes.get(worst, 0.0), worst)
 
@@ -153,7 +155,7 @@ def _traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.
         "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         "gpu": {"xla_gpu_autotune_level": 0},
     }
-    with made_for(place_of((traced.params, traced.buffers))):
+    with compiling_for(place_of((traced.params, traced.buffers))):
         run = jax.jit(both, compiler_options=cheap.get(platform()))
         return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
@@ -181,26 +183,6 @@ def _torch_results(
         grads = torch.autograd.grad(ends, list(params.values()), starts, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(params, grads, strict=True))
     return Results([x.detach() for x in outputs], gradients), drawn
-
-
-def _error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
-    a, b = (x.detach().cpu() for x in (got if isinstance(got, torch.Tensor) else to_torch(got), wanted))
-    if a.shape != b.shape:
-        return math.inf
-    if not (b.is_floating_point() or b.is_complex()):
-        return 0.0 if torch.equal(a, b) else math.inf
-    difference = _norm(a - b)  # without rounding where they are close
-    if not math.isfinite(difference):
-        difference = _norm(torch.where((a == b) | (a.isnan() & b.isnan()), 0, a - b))
-    scale = max(_norm(b), floor)
-    if not math.isfinite(scale):
-        scale = max(_norm(b[b.isfinite()]), floor)
-    return difference / scale if scale else difference
-
-
-def _norm(x: torch.Tensor) -> float:
-    """The Euclidean norm, summed in double precision."""
-    return float(torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64))
 
 
 def _double(inputs: Inputs) -> Inputs:

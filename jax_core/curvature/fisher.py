@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_core.curvature.outputs import sample_factor, sandwich_mv, with_data
+from jax_core.curvature.sandwich import sandwich_mv
 from jax_core.data.batches import Batch
 from jax_core.likelihoods import as_likelihood, score
 from jax_core.types import Data, ModelFn, Params
 
 
-def create_empirical_fisher_mv_without_data(
+def empirical_fisher_mv(
     model_fn: ModelFn, params: Params, loss_fn: Any, factor: Any = 1.0, *, vmap_over_data: bool = True
 ) -> Callable[[Params, Data], Params]:
     r"""$v \mapsto \text{factor} \sum_i g_i g_i^\top v$, $g_i = \nabla_\theta \ell(f(x_i), y_i)$ at the given targets.
 
-    Arguments and result are those of :func:`~jax_core.curvature.ggn.create_ggn_mv_without_data`.
+    Arguments and result are those of :func:`~jax_core.curvature.ggn.ggn_mv`.
     """
     likelihood = as_likelihood(loss_fn)
 
@@ -30,7 +30,7 @@ def create_empirical_fisher_mv_without_data(
     return sandwich_mv(model_fn, params, product, factor, vmap_over_data=vmap_over_data)
 
 
-def create_mc_fisher_mv_without_data(
+def mc_fisher_mv(
     model_fn: ModelFn,
     params: Params,
     loss_fn: Any,
@@ -56,42 +56,6 @@ def create_mc_fisher_mv_without_data(
         return jax.vmap(one_draw)(keys).mean(0)
 
     return sandwich_mv(model_fn, params, product, factor, vmap_over_data=vmap_over_data)
-
-
-def create_empirical_fisher_mv(
-    model_fn: ModelFn,
-    params: Params,
-    data: Data,
-    loss_fn: Any,
-    *,
-    num_curv_samples: int | None = None,
-    num_total_samples: int | None = None,
-    vmap_over_data: bool = True,
-) -> Callable[[Params], Params]:
-    """:func:`create_empirical_fisher_mv_without_data` with the data fixed."""
-    factor = sample_factor(data, num_curv_samples, num_total_samples)
-    mv = create_empirical_fisher_mv_without_data(model_fn, params, loss_fn, factor, vmap_over_data=vmap_over_data)
-    return with_data(mv, data)
-
-
-def create_mc_fisher_mv(
-    model_fn: ModelFn,
-    params: Params,
-    data: Data,
-    loss_fn: Any,
-    *,
-    key: jax.Array,
-    num_samples: int = 1,
-    num_curv_samples: int | None = None,
-    num_total_samples: int | None = None,
-    vmap_over_data: bool = True,
-) -> Callable[[Params], Params]:
-    """:func:`create_mc_fisher_mv_without_data` with the data fixed."""
-    factor = sample_factor(data, num_curv_samples, num_total_samples)
-    mv = create_mc_fisher_mv_without_data(
-        model_fn, params, loss_fn, factor, key=key, num_samples=num_samples, vmap_over_data=vmap_over_data
-    )
-    return with_data(mv, data)
 
 
 def _rank_one(gradient: jax.Array, vector: jax.Array) -> jax.Array:

@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from jax_core.curvature.outputs import sample_factor, sandwich_mv, with_data
+from jax_core.curvature.sandwich import sandwich_mv
 from jax_core.likelihoods import as_likelihood
 from jax_core.types import Data, ModelFn, Params
 
 
-def create_ggn_mv_without_data(
+def ggn_mv(
     model_fn: ModelFn,
     params: Params,
     loss_fn: Any,
@@ -59,26 +59,3 @@ def create_ggn_mv_without_data(
         factor,
         vmap_over_data=vmap_over_data,
     )
-
-
-def create_ggn_mv(
-    model_fn: ModelFn,
-    params: Params,
-    data: Data,
-    loss_fn: Any = None,
-    *,
-    num_curv_samples: int | None = None,
-    num_total_samples: int | None = None,
-    vmap_over_data: bool = True,
-    loss_hessian_mv: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
-) -> Callable[[Params], Params]:
-    """:func:`create_ggn_mv_without_data` with the data fixed.
-
-    The factor is ``num_total_samples / num_curv_samples``: the second defaults to the samples in ``data``, the first
-    to the second.
-    """
-    factor = sample_factor(data, num_curv_samples, num_total_samples)
-    mv = create_ggn_mv_without_data(
-        model_fn, params, loss_fn, factor, vmap_over_data=vmap_over_data, loss_hessian_mv=loss_hessian_mv
-    )
-    return with_data(mv, data)

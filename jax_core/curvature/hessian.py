@@ -8,21 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_core.curvature.outputs import batched, sample_factor, single, with_data
+from jax_core.curvature.sandwich import batched, single
 from jax_core.data import trees
 from jax_core.data.batches import Batch, as_batch
 from jax_core.likelihoods import as_likelihood
 from jax_core.types import Data, ModelFn, Params
-from jax_core.xla.footprint import sum_over_chunks
+from jax_core.xla.chunks import sum_over_chunks
 from jax_core.xla.precision import full_precision
 
 
-def create_hessian_mv_without_data(
+def hessian_mv(
     model_fn: ModelFn, params: Params, loss_fn: Any, factor: Any = 1.0, *, vmap_over_data: bool = True
 ) -> Callable[[Params, Data], Params]:
     r"""$v \mapsto \text{factor}\; \nabla_\theta^2 \sum_i \ell(f(x_i), y_i)\, v$, forward over reverse.
 
-    Arguments and result are those of :func:`~jax_core.curvature.ggn.create_ggn_mv_without_data`. The Hessian of a
+    Arguments and result are those of :func:`~jax_core.curvature.ggn.ggn_mv`. The Hessian of a
     network is indefinite in general; the low-rank reductions refuse it when it is.
     """
     likelihood = as_likelihood(loss_fn)
@@ -40,19 +40,3 @@ def create_hessian_mv_without_data(
         return trees.scale(factor, sum_over_chunks(piece, batch, model_fn=one, params=params))
 
     return mv
-
-
-def create_hessian_mv(
-    model_fn: ModelFn,
-    params: Params,
-    data: Data,
-    loss_fn: Any,
-    *,
-    num_curv_samples: int | None = None,
-    num_total_samples: int | None = None,
-    vmap_over_data: bool = True,
-) -> Callable[[Params], Params]:
-    """:func:`create_hessian_mv_without_data` with the data fixed."""
-    factor = sample_factor(data, num_curv_samples, num_total_samples)
-    mv = create_hessian_mv_without_data(model_fn, params, loss_fn, factor, vmap_over_data=vmap_over_data)
-    return with_data(mv, data)

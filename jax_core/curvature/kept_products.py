@@ -13,11 +13,11 @@ from jax_core.curvature.linearization import Linearized
 from jax_core.curvature.product_stream import in_groups
 from jax_core.data.batches import Batch, pieces
 from jax_core.data.passes import LoaderPasses
-from jax_core.data.trees import beside, get_bytes
+from jax_core.data.trees import get_bytes, on_device_of
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
-from jax_core.xla.footprint import chunk_size, example_of, footprint
+from jax_core.xla.chunks import chunk_size, example_shapes, forward_cost
 
 # Residuals are about a fifth of what a forward pass writes: pieces may be larger than a whole product's.
 _PIECE = 2
@@ -42,7 +42,7 @@ class KeptProducts:
         self.params, self.likelihood, self.sums = params, likelihood, DataSums()
         self._kept: list[Linearized] = []
         for number, batch in enumerate(passes):
-            self._size = footprint(model_fn, params, example_of(batch))
+            self._size = forward_cost(model_fn, params, example_shapes(batch.input))
             for part in pieces(batch, _piece_size(model_fn, params, batch)):
                 linear, data = _linearize(model_fn, params, likelihood, part)
                 self.sums.add(data, number)
@@ -50,7 +50,7 @@ class KeptProducts:
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector."""
-        vec = beside(self.params, vec)
+        vec = on_device_of(self.params, vec)
         total = jnp.zeros_like(vec)
         for linear in self._kept:
             total = _add(self.params, self.likelihood, linear, vec, total)
@@ -72,7 +72,7 @@ def residual_bytes(model_fn: ModelFn, params: Params, likelihood: Likelihood, ba
 def _piece_size(model_fn: ModelFn, params: Params, batch: Batch) -> int:
     if platform() != "cpu":
         return jax.tree.leaves(batch.input)[0].shape[0]
-    return _PIECE * chunk_size(footprint(model_fn, params, example_of(batch)))
+    return _PIECE * chunk_size(forward_cost(model_fn, params, example_shapes(batch.input)))
 
 
 @jax.jit

@@ -31,7 +31,7 @@ class Linearized:
 
     def products(self, params: Params, likelihood: Likelihood, vectors: Float[Array, "*K P"]) -> Float[Array, "*K P"]:
         r"""$\sum_i J_i^\top H_i J_i v$ for one flat vector or a block of them. Traceable."""
-        flatten, unflatten = trees.create_pytree_flattener(params)
+        flatten, unflatten = trees.flattener(params)
         transpose = jax.linear_transpose(self.jacobian, params)
 
         def one(vec: Float[Array, " P"]) -> Float[Array, " P"]:

@@ -10,10 +10,10 @@ from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.linearization import Linearized
 from jax_core.data.batches import Batch
 from jax_core.data.passes import LoaderPasses
-from jax_core.data.trees import beside
+from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
-from jax_core.xla.footprint import Footprint, example_of, footprint, group_size, sum_over_chunks
+from jax_core.xla.chunks import ForwardCost, example_shapes, forward_cost, group_size, sum_over_chunks
 
 
 class ProductStream:
@@ -45,12 +45,12 @@ class ProductStream:
 
     def _pass(self, vectors: Float[Array, "*K P"]) -> list[Array]:
         """The products with a vector, or with groups of them; the first pass also adds up the data."""
-        vectors = beside(self.params, vectors)
+        vectors = on_device_of(self.params, vectors)
         totals: list[Array] = []
         groups: list[Array] = []
         sums = DataSums() if self.sums is None else None
         # a single vector comes from a loop that has a bar of its own
-        passes = self.passes if vectors.ndim == 1 else self.passes.shown("Curvature")
+        passes = self.passes if vectors.ndim == 1 else self.passes.with_progress("Curvature")
         for number, batch in enumerate(passes):
             if not groups:
                 groups = self._groups(vectors, batch)
@@ -65,10 +65,10 @@ class ProductStream:
     def _groups(self, vectors: Float[Array, "*K P"], batch: Batch) -> list[Array]:
         if vectors.ndim == 1:
             return [vectors]
-        return in_groups(vectors, footprint(self.model_fn, self.params, example_of(batch)))
+        return in_groups(vectors, forward_cost(self.model_fn, self.params, example_shapes(batch.input)))
 
 
-def in_groups(rows: Float[Array, "K P"], size: Footprint) -> list[Float[Array, "G P"]]:
+def in_groups(rows: Float[Array, "K P"], size: ForwardCost) -> list[Float[Array, "G P"]]:
     """A block of vectors as groups that share a linearisation in one call."""
     group = group_size(size)
     return [rows[i : i + group] for i in range(0, rows.shape[0], group)]

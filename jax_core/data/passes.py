@@ -108,7 +108,7 @@ class LoaderPasses:
             return resumed
         return iter(self._snapshot) if self._snapshot is not None else self._read()
 
-    def shown(self, label: str) -> Iterable[Batch]:
+    def with_progress(self, label: str) -> Iterable[Batch]:
         """One pass with a progress bar where bars are wanted; a pass that reads the loader shows its own."""
         if self._snapshot is None or self._progress is None:
             return self

@@ -25,7 +25,7 @@ def get_bytes(tree: Params) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def create_pytree_flattener(
+def flattener(
     tree: Params,
 ) -> tuple[Callable[[Params], Float[Array, " P"]], Callable[[Float[Array, " P"]], Params]]:
     """Make the two maps between pytrees shaped like ``tree`` and flat vectors.
@@ -62,26 +62,7 @@ def create_pytree_flattener(
     return flatten, unflatten
 
 
-def wrap_function(
-    fn: Callable[..., Any],
-    input_fn: Callable[[Any], Any] | None = None,
-    output_fn: Callable[[Any], Any] | None = None,
-) -> Callable[..., Any]:
-    """``output_fn . fn . input_fn`` on the first argument.
-
-    A product that sums over a loader (anything with a ``map_product`` method) stays such a sum: the wrapping goes
-    inside, so that the loader is still read once by whatever consumes the wrapped product.
-    """
-    before, after = input_fn or (lambda x: x), output_fn or (lambda x: x)
-
-    def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda vec, *args: after(inner(before(vec), *args))
-
-    map_product = getattr(fn, "map_product", None)
-    return wrap(fn) if map_product is None else map_product(wrap)
-
-
-def beside(params: Params, tree: Any) -> Any:
+def on_device_of(params: Params, tree: Any) -> Any:
     """``tree`` on the device that ``params`` are committed to, if they are.
 
     What a compiled program returns is committed where an argument was. A loop that feeds it back would compile a second

@@ -3,12 +3,11 @@
 from jax_core.evaluation.calibration import (
     BinMetrics,
     adaptive_calibration_error,
-    calculate_bin_metrics,
+    bin_metrics,
     expected_calibration_error,
     maximum_calibration_error,
 )
 from jax_core.evaluation.classification import accuracy, brier, correctness, nll_categorical
-from jax_core.evaluation.evaluate import apply_fns, evaluate_metrics_on_generator, transfer_entry
 from jax_core.evaluation.regression import chi_squared, crps_gaussian, nll_gaussian, rmse
 from jax_core.evaluation.uncertainty import auroc, mutual_information, predictive_entropy
 
@@ -16,14 +15,12 @@ __all__ = [
     "BinMetrics",
     "accuracy",
     "adaptive_calibration_error",
-    "apply_fns",
     "auroc",
+    "bin_metrics",
     "brier",
-    "calculate_bin_metrics",
     "chi_squared",
     "correctness",
     "crps_gaussian",
-    "evaluate_metrics_on_generator",
     "expected_calibration_error",
     "maximum_calibration_error",
     "mutual_information",
@@ -31,5 +28,4 @@ __all__ = [
     "nll_gaussian",
     "predictive_entropy",
     "rmse",
-    "transfer_entry",
 ]

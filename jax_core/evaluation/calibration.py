@@ -45,9 +45,7 @@ def _checked(
     return confidence, correctness.astype(confidence.dtype)
 
 
-def calculate_bin_metrics(
-    confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15
-) -> BinMetrics:
+def bin_metrics(confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15) -> BinMetrics:
     r"""Share, mean confidence and accuracy of the samples in each of `num_bins` equal intervals of [0, 1].
 
     Bin $m$ holds $B_m = \{i : \frac{m}{M} \le c_i < \frac{m+1}{M}\}$; a confidence of 1 belongs to the last.
@@ -93,7 +91,7 @@ def expected_calibration_error(
         C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, On calibration of modern neural networks, 2017,
         arXiv:1706.04599.
     """
-    return _expected_gap(calculate_bin_metrics(confidence, correctness, num_bins))
+    return _expected_gap(bin_metrics(confidence, correctness, num_bins))
 
 
 def maximum_calibration_error(
@@ -116,7 +114,7 @@ def maximum_calibration_error(
         M. P. Naeini, G. F. Cooper and M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning,
         2015, doi:10.1609/aaai.v29i1.9602.
     """
-    bins = calculate_bin_metrics(confidence, correctness, num_bins)
+    bins = bin_metrics(confidence, correctness, num_bins)
     return jnp.abs(bins.accuracies - bins.confidences).max()
 
 

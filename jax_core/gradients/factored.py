@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_FEW_ROWS = range(2, 16)  # of an example: two of them share a Gram product
+_PAIRED_OUTPUTS = range(2, 16)  # of an example: two of them share a Gram product
 
 
 class Slot(NamedTuple):
@@ -158,7 +158,7 @@ def _grams(rows: Float[Array, "B C Q"]) -> Float[Array, "B C C"]:
     quarter of the time, though half of it is thrown away.
     """
     batch, outputs, width = rows.shape
-    if batch % 2 or outputs not in _FEW_ROWS:
+    if batch % 2 or outputs not in _PAIRED_OUTPUTS:
         return rows @ jnp.swapaxes(rows, -1, -2)
     pairs = rows.reshape(batch // 2, 2 * outputs, width)
     product = (pairs @ jnp.swapaxes(pairs, -1, -2)).reshape(batch // 2, 2, outputs, 2, outputs)

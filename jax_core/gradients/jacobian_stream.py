@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.data.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
 from jax_core.data.passes import LoaderPasses
-from jax_core.data.trees import beside
+from jax_core.data.trees import on_device_of
 from jax_core.gradients.factored import Layout, Parts
 from jax_core.gradients.jacobians import factored_jacobian, find_layout
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
+from jax_core.xla.chunks import example_shapes, examples_per_block, forward_cost
 from jax_core.xla.compiled import cached_by_shape
-from jax_core.xla.footprint import example_of, examples_per_block, footprint
 
-_CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of xla/footprint.py
+_CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of xla/chunks.py
 
 
 class JacobianStream:
@@ -49,11 +49,11 @@ class JacobianStream:
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""
         sums, known = DataSums(), KnownSizes()
-        rows = beside(self.params, rows)
+        rows = on_device_of(self.params, rows)
         layout = parts = image = None
-        for number, batch in enumerate(self.passes.shown("Curvature")):
+        for number, batch in enumerate(self.passes.with_progress("Curvature")):
             if layout is None or parts is None:
-                layout = find_layout(self.model_fn, self.params, example_of(batch))
+                layout = find_layout(self.model_fn, self.params, example_shapes(batch.input))
                 parts = layout.split(rows)
                 image = jax.tree.map(jnp.zeros_like, parts)
             sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
@@ -81,9 +81,9 @@ class JacobianPlan(NamedTuple):
 @cached_by_shape
 def plan_jacobians(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> JacobianPlan:
     """Sizes that bound the memory that the rows of a block take, and keep a chunk's in reach of the caches."""
-    outputs = jax.eval_shape(model_fn, example_of(batch), params).size
+    outputs = jax.eval_shape(model_fn, example_shapes(batch.input), params).size
     block = examples_per_block(4 * outputs * layout.row_size)
-    size = footprint(model_fn, params, example_of(batch))
+    size = forward_cost(model_fn, params, example_shapes(batch.input))
     # A convolution primitive must not sit in a compiled loop.
     if platform() != "cpu" or size.convolves:
         return JacobianPlan(block, block)
@@ -110,7 +110,7 @@ def _add(
     split = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), batch.input)
     mapped = jax.lax.map(lambda inputs: factored_jacobian(model_fn, params, inputs, layout), split)
     flat, rows = jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), mapped)
-    shape = jax.eval_shape(model_fn, example_of(batch), params).shape
+    shape = jax.eval_shape(model_fn, example_shapes(batch.input), params).shape
     outputs = flat.reshape(total, *shape)
     counted = jnp.arange(total) < count
 

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
 from jax_core.data.passes import LoaderPasses
-from jax_core.data.trees import beside, get_size
+from jax_core.data.trees import get_size, on_device_of
 from jax_core.gradients.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
-from jax_core.xla.footprint import example_of
+from jax_core.xla.chunks import example_shapes
 
 Carry = TypeVar("Carry")
 Step: TypeAlias = Callable[[Any, Array, Any], Any]
@@ -66,7 +66,7 @@ class RowStream:
             start: First carry; its buffers are given up.
             extra: Arrays that every step needs.
         """
-        carry, extra = beside(self.params, (start, extra))
+        carry, extra = on_device_of(self.params, (start, extra))
         for rows, sizes in self._blocks():
             carry = _advance(step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
         return carry
@@ -75,7 +75,7 @@ class RowStream:
         self.sums, self.num_rows = DataSums(), 0
         batches = self._with_rows()
         first = next(batches)
-        sizes = plan_rows(self.model_fn, self.params, example_of(first[0]))
+        sizes = plan_rows(self.model_fn, self.params, example_shapes(first[0].input))
 
         def chained() -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
             yield first
@@ -86,7 +86,7 @@ class RowStream:
 
     def _with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
         known = KnownSizes()
-        for number, batch in enumerate(self.passes.shown("Curvature")):
+        for number, batch in enumerate(self.passes.with_progress("Curvature")):
             count = batch_size(batch)
             whole = padded(batch, known.fit(count) - count)
             outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))

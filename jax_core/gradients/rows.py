@@ -21,7 +21,7 @@ from jax_core.data.trees import get_size
 from jax_core.likelihoods import Likelihood, dense_hessian
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
-from jax_core.xla.footprint import footprint, rows_per_block
+from jax_core.xla.chunks import forward_cost, rows_per_block
 
 _ACTIVATIONS = 32 * 2**20  # behind a chunk of rows
 _CHUNK = 128  # measured on a small CNN: chunks of 64 to 128 rows, ten times slower from 256 on
@@ -109,7 +109,7 @@ class RowPlan(NamedTuple):
 
 def plan_rows(model_fn: ModelFn, params: Params, example: Any) -> RowPlan:
     """Sizes that keep both the block of rows and the activations behind it in reach of the caches."""
-    size = footprint(model_fn, params, example)
+    size = forward_cost(model_fn, params, example)
     most = rows_per_block(4 * get_size(params))
     if platform() != "cpu":
         return RowPlan(min(most * 16, 4096), min(most * 16, 4096))

@@ -21,7 +21,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array, Int
 
 from jax_core.types import ModelFn, Params
-from jax_core.xla.compiled import as_data, cached_by_shape
+from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 from jax_core.xla.interpret import Tracked, interpret, value_of
 
 Groups = tuple[tuple[int, ...], ...]
@@ -87,7 +87,7 @@ class Ordered:
 
 def in_order(model_fn: ModelFn, order: Order) -> ModelFn:
     """The model for parameters in an order: ``model(x, order.of(params))`` is ``model_fn(x, params)``."""
-    return model_fn if order.as_stored else Ordered(as_data(model_fn), order)
+    return model_fn if order.as_stored else Ordered(as_jit_argument(model_fn), order)
 
 
 class Use(NamedTuple):
@@ -121,7 +121,7 @@ class Product(NamedTuple):
 
 def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
     """The order of gradients, from the shapes of one example; leaves that are no matrix of one product stay."""
-    return _find_order(as_data(model_fn), params, example)
+    return _find_order(as_jit_argument(model_fn), params, example)
 
 
 @cached_by_shape

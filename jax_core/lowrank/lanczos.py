@@ -12,7 +12,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 from jax_core.lowrank.spectrum import check_finite, check_rank, clip_spectrum, combine, flat_size, low_rank
 from jax_core.operators import LowRank
 from jax_core.types import MatVec
@@ -83,7 +83,7 @@ def _flat_product(mv: MatVec, layout: Any, dtype: Any) -> tuple[MatVec, Any]:
     dtype = jnp.result_type(*jax.tree.leaves(layout)) if dtype is None else dtype
     if isinstance(layout, jax.Array) and layout.ndim == 1:
         return mv, dtype
-    flatten, unflatten = (jax.jit(f) for f in create_pytree_flattener(layout))
+    flatten, unflatten = (jax.jit(f) for f in flattener(layout))
     return lambda v: flatten(mv(unflatten(v))), dtype
 
 

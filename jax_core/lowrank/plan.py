@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jax_core.xla.footprint import examples_per_block, rows_per_block
+from jax_core.xla.chunks import examples_per_block, rows_per_block
 
 _DENSE_SPEED = 2.0  # dense products over network passes, operations per second, measured on a CPU
 _FLOPS_PER_BYTE = 20.0  # operations done while one byte comes from memory

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener
-from jax_core.gradients.basis import Basis
+from jax_core.data.trees import flattener
+from jax_core.gradients.subspace import Subspace
 from jax_core.operators import LowRank, Operator, whiten
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.types import Params
@@ -57,12 +57,12 @@ class Posterior(ShortRepr):
 
     def cov_mv(self, vector: Params) -> Params:
         r"""$\Sigma v$."""
-        flatten, unflatten = create_pytree_flattener(self.mean)
+        flatten, unflatten = flattener(self.mean)
         return unflatten(self.cov_flat(flatten(vector)))
 
     def precision_mv(self, vector: Params) -> Params:
         r"""$\Sigma^{-1} v$."""
-        flatten, unflatten = create_pytree_flattener(self.mean)
+        flatten, unflatten = flattener(self.mean)
         root = jnp.sqrt(self.prior_precision)
         return unflatten(root * self.relative_curvature.shift(1.0).mv(root * flatten(vector)))
 
@@ -73,7 +73,7 @@ class Posterior(ShortRepr):
 
     def scale_mv(self, vector: Params) -> Params:
         r"""$S v$ with $S S^\top = \Sigma$, $S = D^{-1/2} (M + I)^{-1/2}$."""
-        flatten, unflatten = create_pytree_flattener(self.mean)
+        flatten, unflatten = flattener(self.mean)
         return unflatten(self.scale_flat(flatten(vector)))
 
     def deviations(self, key: Array, num_samples: int) -> Float[Array, "N P"]:
@@ -83,7 +83,7 @@ class Posterior(ShortRepr):
 
     def sample(self, key: Array, num_samples: int) -> Params:
         """Weights drawn from the posterior: a pytree like the mean, with a leading axis of samples."""
-        flatten, unflatten = create_pytree_flattener(self.mean)
+        flatten, unflatten = flattener(self.mean)
         centre = flatten(self.mean)
         return jax.vmap(lambda deviation: unflatten(centre + deviation))(self.deviations(key, num_samples))
 
@@ -97,7 +97,7 @@ class Posterior(ShortRepr):
 
     def scatter(self, prior_mean: Any = 0.0) -> Float[Array, ""]:
         r"""$(\theta^* - \mu_0)^\top D\, (\theta^* - \mu_0)$."""
-        flat = create_pytree_flattener(self.mean)[0](self.mean) - prior_mean
+        flat = flattener(self.mean)[0](self.mean) - prior_mean
         return jnp.sum(self.prior_precision * flat**2)
 
     def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
@@ -105,13 +105,13 @@ class Posterior(ShortRepr):
         return self._inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
 
     @cached_property
-    def basis(self) -> Basis | None:
+    def subspace(self) -> Subspace | None:
         """Vectors of which :meth:`covariance_from` takes products: those of a low rank under a scalar prior."""
         curvature = self.relative_curvature
-        return Basis(curvature.U) if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
+        return Subspace(curvature.U) if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
 
     def covariance_from(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
-        r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`basis` and $J J^\top$."""
+        r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`subspace` and $J J^\top$."""
         inverse = self._inverse
         assert isinstance(inverse, LowRank)
         return inverse.combine(inner, gram) / self.prior_precision

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import flattener, get_size
 from jax_core.types import Params
 
 
@@ -32,7 +32,7 @@ def prior_vector(precision: Any, params: Params) -> Float[Array, " *P"]:
         spread = jax.tree.map(
             lambda p, leaf: jnp.broadcast_to(jnp.asarray(p, dtype), jnp.shape(leaf)), precision, params
         )
-        return _positive(create_pytree_flattener(params)[0](spread))
+        return _positive(flattener(params)[0](spread))
     if isinstance(precision, Mapping | list | tuple) and not all(map(_is_number, precision)):
         raise ValueError(
             f"A prior precision given as {type(precision).__name__} must have the structure of the parameters: "

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jax_core.gradients.mapped import Projected, map_jacobians, map_projected
+from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
 from jax_core.posterior import Posterior
 from jax_core.types import ModelFn
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 
 
 class GaussianOutputs(NamedTuple):
@@ -37,10 +37,10 @@ def linearized_predictive(
         finish: Applied to each chunk's :class:`GaussianOutputs` inside the program, a link for instance; it keeps the
             leading axis. By default mean and covariance are returned.
     """
-    ending = as_data(finish or _unchanged)
-    if posterior.basis is None:
+    ending = as_jit_argument(finish or _unchanged)
+    if posterior.subspace is None:
         return map_jacobians(model_fn, posterior.mean, Partial(_from_rows, ending, posterior))
-    return map_projected(model_fn, posterior.mean, posterior.basis, Partial(_from_projected, ending, posterior))
+    return map_projected(model_fn, posterior.mean, posterior.subspace, Partial(_from_projected, ending, posterior))
 
 
 def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any], GaussianOutputs]:
@@ -71,7 +71,9 @@ def _from_rows(finish: Callable[..., Any], posterior: Posterior, mean: Array, ro
     return finish(GaussianOutputs(mean, posterior.output_covariance(rows)))
 
 
-def _from_projected(finish: Callable[..., Any], posterior: Posterior, mean: Array, projected: Projected) -> Any:
+def _from_projected(
+    finish: Callable[..., Any], posterior: Posterior, mean: Array, projected: ProjectedJacobians
+) -> Any:
     return finish(GaussianOutputs(mean, posterior.covariance_from(*projected)))
 
 

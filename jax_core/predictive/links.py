@@ -25,7 +25,10 @@ def variances(covariance: Covariance) -> Mean:
 
 
 def probit(mean: Mean, covariance: Covariance) -> Mean:
-    r"""$\operatorname{softmax}(\mu_c / \sqrt{1 + \tfrac\pi8 \Sigma_{cc}})$ (doi:10.1162/neco.1992.4.5.720)."""
+    r"""$\operatorname{softmax}(\mu_c / \sqrt{1 + \tfrac\pi8 \Sigma_{cc}})$ (doi:10.1162/neco.1992.4.5.720).
+
+    Mean field of order 0 (Lu et al., 2020, arXiv:2006.07584) is the same.
+    """
     return jax.nn.softmax(mean / jnp.sqrt(1 + _PI_8 * variances(covariance)), axis=-1)
 
 
@@ -80,11 +83,6 @@ def laplace_bridge_normalized(mean: Mean, covariance: Covariance) -> Mean:
     return _bridge(shifted / jnp.sqrt(scale), variance / scale)
 
 
-def mean_field_0(mean: Mean, covariance: Covariance) -> Mean:
-    """Mean field of order 0 (Lu et al., 2020, arXiv:2006.07584): the same as :func:`probit`."""
-    return probit(mean, covariance)
-
-
 def _pairwise(mean: Mean, joint_variance: Float[Array, "... C C"]) -> Mean:
     # difference[..., c, k] = m_k - m_c
     difference = mean[..., None, :] - mean[..., :, None]
@@ -114,7 +112,7 @@ def link_by_name(name: str, *, key: Array | None = None, num_samples: int = 100)
         "probit": probit,
         "bridge": laplace_bridge,
         "bridge_norm": laplace_bridge_normalized,
-        "mean_field_0": mean_field_0,
+        "mean_field_0": probit,
         "mean_field_1": mean_field_1,
         "mean_field_2": mean_field_2,
     }

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.types import ModelFn
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 _ROWS = 8  # outputs whose gradients are held at once
 
@@ -34,8 +34,8 @@ def marginal_predictive(
         finish: Applied to each example's :class:`GaussianOutputs` with a diagonal covariance; a link that looks at
             variances alone (probit, mean field of order 0) gives what it gives for the exact covariance.
     """
-    model = as_data(suited_to_backend(model_fn))
-    last = as_data(finish) if finish is not None else Partial(_moments)
+    model = as_jit_argument(with_fast_convolutions(model_fn))
+    last = as_jit_argument(finish) if finish is not None else Partial(_moments)
 
     @full_precision
     def predict(inputs: Any) -> Any:

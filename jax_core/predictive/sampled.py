@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
 from jax_core.types import ModelFn, Params
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 
 def sampled_predictive(
@@ -38,7 +38,7 @@ def sampled_predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: a sampled predictive takes at least one draw.")
-    model = as_data(suited_to_backend(model_fn))
+    model = as_jit_argument(with_fast_convolutions(model_fn))
 
     @full_precision
     def run(inputs: Any) -> Array:
@@ -62,7 +62,7 @@ def moments(samples: Float[Array, "S B *output"]) -> GaussianOutputs:
 
 @jax.jit
 def _draw(posterior: Posterior, key: Array, index: int) -> Params:
-    flatten, unflatten = create_pytree_flattener(posterior.mean)
+    flatten, unflatten = flattener(posterior.mean)
     return unflatten(flatten(posterior.mean) + posterior.deviations(jax.random.fold_in(key, index), 1)[0])
 
 

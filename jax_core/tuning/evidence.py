@@ -13,7 +13,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import flattener, get_size
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import prior_vector
 from jax_core.tuning.tuned import Tuned
@@ -82,7 +82,7 @@ def evidence_loss(curvature: Operator, mean: Params, *, prior_mean: Any = 0.0) -
         mean: $\theta^*$.
         prior_mean: $\mu_0$.
     """
-    centred = create_pytree_flattener(mean)[0](mean) - prior_mean
+    centred = flattener(mean)[0](mean) - prior_mean
 
     @full_precision
     def loss(precision: Any) -> Array:

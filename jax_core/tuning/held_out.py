@@ -18,14 +18,14 @@ from jax_core.evaluation import (
     nll_categorical,
     nll_gaussian,
 )
-from jax_core.gradients.basis import Basis
-from jax_core.gradients.mapped import Projected, map_jacobians, map_projected
+from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
+from jax_core.gradients.subspace import Subspace
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from jax_core.operators import LowRank, Operator
 from jax_core.posterior import Posterior
 from jax_core.predictive import GaussianOutputs
 from jax_core.types import ModelFn, Params
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 
 Objective = Literal["nll", "ece", "chi2"]
 Score = Callable[[Any, Array], Any]
@@ -48,16 +48,16 @@ def predictions_on_grid(
     """
     leaves = jax.tree.leaves(mean)
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
-    last = Partial(_on_grid, as_data(finish), curvature, grid)
+    last = Partial(_on_grid, as_jit_argument(finish), curvature, grid)
     if isinstance(curvature, LowRank):
-        return map_projected(model_fn, mean, Basis(curvature.U), last)
+        return map_projected(model_fn, mean, Subspace(curvature.U), last)
     return map_jacobians(model_fn, mean, last)
 
 
-def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Array | Projected) -> Any:
+def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows: Array | ProjectedJacobians) -> Any:
     def at(precision: Array) -> Any:
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
-        if isinstance(rows, Projected):
+        if isinstance(rows, ProjectedJacobians):
             return finish(GaussianOutputs(outputs, posterior.covariance_from(*rows)))
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
 

@@ -36,7 +36,7 @@ def jit_closure(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def as_data(function: Callable[..., Any]) -> Any:
+def as_jit_argument(function: Callable[..., Any]) -> Any:
     """A callable that can be handed to a compiled program as an argument.
 
     A callable that is a pytree (a ``Partial``, a registered dataclass with ``__call__``) stays as it is: what it binds

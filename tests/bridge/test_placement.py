@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bridge
 from bridge import Laplace
-from bridge.placement import device_of, made_for, place_of
+from bridge.placement import compiling_for, device_of, place_of
 from jax_core.xla.backend import platform
 
 on_a_gpu = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_programs_for_a_model_on_the_cpu_are_the_cpus_beside_a_gpu_too(monkeypat
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     beside_a_gpu = bridge.trace(small_cnn(), X)
     assert platform() == "gpu"
-    with made_for(place_of(beside_a_gpu.params)):
+    with compiling_for(place_of(beside_a_gpu.params)):
         assert platform() == "cpu"
     assert str(jax.make_jaxpr(beside_a_gpu.apply)(beside_a_gpu.params, bridge.to_jax(X))) == wanted
 
@@ -59,7 +59,7 @@ def test_programs_for_a_model_on_the_cpu_are_the_cpus_beside_a_gpu_too(monkeypat
 @at_the_edge
 def test_every_program_of_a_fit_beside_a_gpu_is_made_for_the_cpu(monkeypatch):
     seen = set()
-    core = ("jax_core.curvature.kept_products", "jax_core.xla.footprint", "jax_core.gradients.mapped")
+    core = ("jax_core.curvature.kept_products", "jax_core.xla.chunks", "jax_core.gradients.jacobian_maps")
     for module in ("bridge.tracing.lowering.convolution", *core):
         monkeypatch.setattr(f"{module}.platform", lambda: seen.add(platform()) or platform())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bridge
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 
 SAMPLES, OUTPUTS = 7, 3
 
@@ -68,7 +68,7 @@ class Twin:
 
     def dense(self, mv):
         """The matrix of a product, in the core's flat layout."""
-        flatten, unflatten = create_pytree_flattener(self.params)
+        flatten, unflatten = flattener(self.params)
         return jax.vmap(lambda row: flatten(mv(unflatten(row))), out_axes=1)(jnp.eye(len(self.order)))
 
     def targets(self, loss):
@@ -107,7 +107,7 @@ def twin(name):
             name: np.arange(end - p.numel(), end).reshape(p.shape)
             for (name, p), end in zip(model.named_parameters(), ends, strict=True)
         }
-        order = np.asarray(create_pytree_flattener(named)[0](named))
+        order = np.asarray(flattener(named)[0](named))
     return Twin(model, inputs, traced, order)
 
 

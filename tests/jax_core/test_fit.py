@@ -14,7 +14,7 @@ from jax_core.curvature.kept_products import KeptProducts
 from jax_core.curvature.product_stream import ProductStream
 from jax_core.lowrank.plan import Plan
 from jax_core.posterior import gaussian_log_likelihood
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 from tests.cases import LOSSES, attention, cnn, dense_ggn, mlp, sample_loss
 
 METHODS = ("auto", "gram", "nystrom", "lanczos", "lobpcg")
@@ -25,7 +25,7 @@ def wide(case, loss):
     """The case and its dense GGN, made once: programs are known by the model's identity."""
     with jax.enable_x64(True):
         made = case()
-        return made, as_data(made.model_fn), dense_ggn(made, loss)
+        return made, as_jit_argument(made.model_fn), dense_ggn(made, loss)
 
 
 def fit(case, loss, *, batch=4, total=None, cache="auto", likelihood=None, **options):

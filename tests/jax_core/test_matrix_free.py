@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_core import DataLoaderMV, create_ggn_mv_without_data
-from jax_core.data.trees import create_pytree_flattener, get_size
+from jax_core.data.trees import flattener, get_size
 from jax_core.matrix_free import block_product, diagonal, estimate_diagonal, flat_product, to_dense
 from tests.cases import cnn, dense_ggn, mlp
 
@@ -28,7 +28,7 @@ def tree_of(shapes, dtypes=(jnp.float64,)):
 
 
 def product_of(dense, layout):
-    flatten, unflatten = create_pytree_flattener(layout)
+    flatten, unflatten = flattener(layout)
     return lambda tree: unflatten(dense @ flatten(tree))
 
 

@@ -24,7 +24,7 @@ from jax_core import (
     create_mc_fisher_mv,
     create_mc_fisher_mv_without_data,
 )
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 from jax_core.likelihoods import Likelihood, as_likelihood
 from tests.cases import LOSSES
 from tests.jax_core.oracles import MODELS, OUTPUTS, SAMPLES, Twin, quick_jit, torch_loss, twin
@@ -93,7 +93,7 @@ class Recording:
 def test_monte_carlo_fisher_is_the_mean_of_curvlinops_empirical_fishers_at_the_same_draws(x64, name, loss):
     """Two random number generators agree in expectation alone, but given the draws nothing is left to chance."""
     carried, draws = twin(name), []
-    flatten, unflatten = create_pytree_flattener(carried.params)
+    flatten, unflatten = flattener(carried.params)
     vector = np.random.default_rng(0).normal(size=len(carried.order))
     recording = Recording(as_likelihood(loss), draws)
     options = {"key": jax.random.key(3), "num_samples": 3}
@@ -123,7 +123,7 @@ def test_monte_carlo_fisher_is_the_mean_of_curvlinops_empirical_fishers_at_the_s
 def test_monte_carlo_fisher_is_curvlinops_ggn_in_expectation(x64, loss):
     """The mean over independent keys lies within its own standard error of the GGN, in every entry."""
     carried, keys, draws = twin("mlp"), 60, 40
-    flatten, unflatten = create_pytree_flattener(carried.params)
+    flatten, unflatten = flattener(carried.params)
     data, vector = carried.data(loss), np.random.default_rng(0).normal(size=len(carried.order))
 
     @quick_jit

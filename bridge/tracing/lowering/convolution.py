@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, Convolved, channels_last, lowers
 from jax_core.xla.backend import platform
-from jax_core.xla.windows import UNFOLDED, window_slices
+from jax_core.xla.convolutions import UNFOLDED, window_slices
 
 aten = torch.ops.aten
 Ints = int | Sequence[int]

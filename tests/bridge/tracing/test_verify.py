@@ -1,7 +1,6 @@
 """The judge itself: what it lets pass, what it looks at again, what it refuses."""
 
 import dataclasses
-import math
 
 import jax
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 
 import bridge
 from bridge.tracing.exported import trace_export
-from bridge.tracing.verify import Comparison, _compare, _error, _is_rounding, _torch_results, _traced_results, verify
+from bridge.tracing.verify import Comparison, _compare, _is_rounding, _torch_results, _traced_results, verify
 
 F32 = torch.float32
 
@@ -102,18 +101,3 @@ def test_kinks_that_rounded_weights_flip_too_are_accepted_without_another_trace(
         raise AssertionError("traced again")
 
     verify(moved, model, (x,), never)
-
-
-def test_norms_of_errors_are_those_of_float64_and_see_infinities():
-    a = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    b = a * (1 + 1e-3 * torch.randn(1000, generator=torch.Generator().manual_seed(1)))
-    wide = float((a.double() - b.double()).norm() / b.double().norm())
-    assert _error(bridge.to_jax(a), b) == pytest.approx(wide, rel=1e-6)
-    a[0] = b[0] = torch.inf
-    a[1] = b[1] = torch.nan
-    assert 0 < _error(bridge.to_jax(a), b) < 2 * wide
-    a[2] = torch.nan
-    assert math.isnan(_error(bridge.to_jax(a), b))
-    assert _error(bridge.to_jax(a[:5]), b) == math.inf
-    assert _error(bridge.to_jax(torch.arange(3)), torch.tensor([0, 1, 3])) == math.inf
-    assert _error(bridge.to_jax(1e-30 * torch.ones(3)), 2e-30 * torch.ones(3)) == pytest.approx(0.5)

@@ -13,7 +13,7 @@ from jax_core.curvature.product_stream import ProductStream
 from jax_core.data.batches import Batch
 from jax_core.data.passes import LoaderPasses
 from jax_core.likelihoods import as_likelihood
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 from tests.cases import CASES, LOSSES, cnn, dense_ggn, flatten, mlp, sample_loss
 
 
@@ -32,7 +32,7 @@ def passes(case, loss, size=4, **options):
 
 def parts(case, loss, size=4, **options):
     """The arguments of both classes."""
-    return as_data(case.model_fn), case.params, as_likelihood(loss), passes(case, loss, size, **options)
+    return as_jit_argument(case.model_fn), case.params, as_likelihood(loss), passes(case, loss, size, **options)
 
 
 def memory(kept):
@@ -82,8 +82,8 @@ def test_products_do_not_depend_on_the_pieces(x64, budget, monkeypatch):
     """Batches are linearised in pieces whose size follows from the activations; the last is ragged."""
     case = wide(cnn)
     whole = KeptProducts(*parts(case, "mse", 7))
-    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", budget)
-    monkeypatch.setattr("jax_core.xla.footprint._PAST_THE_CLIFF", budget)
+    monkeypatch.setattr("jax_core.xla.chunks._TEMPORARIES", budget)
+    monkeypatch.setattr("jax_core.xla.chunks._PAST_THE_CLIFF", budget)
     cut = KeptProducts(*parts(case, "mse", 7))
     assert len(whole._kept) == 1
     assert len(cut._kept) > 1 or budget == 10_000
@@ -107,15 +107,15 @@ def test_estimated_memory_is_what_is_kept(x64, case):
     for size in (len(case.inputs), 4):
         kept = KeptProducts(*parts(case, "cross_entropy", size))
         batch = next(iter(passes(case, "cross_entropy", size)))
-        estimate = residual_bytes(as_data(case.model_fn), case.params, as_likelihood("cross_entropy"), batch)
+        estimate = residual_bytes(as_jit_argument(case.model_fn), case.params, as_likelihood("cross_entropy"), batch)
         np.testing.assert_allclose(len(case.inputs) * estimate, memory(kept), rtol=0.1)
 
 
 def test_estimated_memory_holds_for_batches_cut_into_pieces(monkeypatch):
-    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", 20_000)
+    monkeypatch.setattr("jax_core.xla.chunks._TEMPORARIES", 20_000)
     case = mlp()
     inputs, targets = jnp.ones((2000, 4)), jnp.zeros((2000, 3))
-    model, likelihood = as_data(case.model_fn), as_likelihood("mse")
+    model, likelihood = as_jit_argument(case.model_fn), as_likelihood("mse")
     kept = KeptProducts(model, case.params, likelihood, LoaderPasses([(inputs, targets)]))
     assert len(kept._kept) > 2
     estimate = residual_bytes(model, case.params, likelihood, Batch(inputs, targets))
@@ -131,7 +131,7 @@ def test_loader_is_read_once_however_many_products_follow():
             yield case.inputs, case.targets("mse")
 
     kept = KeptProducts(
-        as_data(case.model_fn), case.params, as_likelihood("mse"), LoaderPasses(Counting(), cache="none")
+        as_jit_argument(case.model_fn), case.params, as_likelihood("mse"), LoaderPasses(Counting(), cache="none")
     )
     for _ in range(3):
         kept.product(flatten(case.params))
@@ -151,7 +151,7 @@ def test_loss_that_is_not_finite_names_its_batch():
     case = mlp()
     batches = [(case.inputs, case.targets("mse")), (case.inputs * jnp.nan, case.targets("mse"))]
     with pytest.raises(FloatingPointError, match="batch 1 is nan"):
-        KeptProducts(as_data(case.model_fn), case.params, as_likelihood("mse"), LoaderPasses(batches))
+        KeptProducts(as_jit_argument(case.model_fn), case.params, as_likelihood("mse"), LoaderPasses(batches))
 
 
 def test_model_may_bind_arrays_of_its_own(x64):

@@ -35,7 +35,7 @@ def test_factor_scales_to_the_total_number_of_samples(x64):
 @pytest.mark.parametrize("samples", [1, 2, 63, 64, 65, 200])
 def test_chunks_add_up_whatever_the_batch_size(x64, samples, monkeypatch):
     """The batch is walked in chunks with a ragged rest; the product may not depend on that."""
-    monkeypatch.setattr("jax_core.xla.footprint._TEMPORARIES", 20_000)
+    monkeypatch.setattr("jax_core.xla.chunks._TEMPORARIES", 20_000)
     for case in (mlp(), cnn()):
         inputs = jax.random.normal(jax.random.key(3), (samples, *case.inputs.shape[1:]))
         data = {"input": inputs, "target": jnp.zeros((samples, case.classes))}

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from jax_core.evaluation import (
     adaptive_calibration_error,
-    calculate_bin_metrics,
+    bin_metrics,
     expected_calibration_error,
     maximum_calibration_error,
 )
@@ -47,7 +47,7 @@ def test_bins_equal_laplax(seed, num_bins):
     from laplax.eval.metrics import calculate_bin_metrics as laplax_bins
 
     confidence, hits = map(jnp.asarray, draw(seed))
-    mine = calculate_bin_metrics(confidence, hits, num_bins)
+    mine = bin_metrics(confidence, hits, num_bins)
     theirs = laplax_bins(confidence, hits.astype(jnp.float32), num_bins)
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -82,14 +82,14 @@ def test_certain_and_wrong_is_an_error_of_one():
 
 
 def test_proportions_sum_to_one_and_edges_belong_to_the_upper_bin():
-    bins = calculate_bin_metrics(jnp.asarray([0.0, 0.5, 1.0]), jnp.ones(3), num_bins=2)
+    bins = bin_metrics(jnp.asarray([0.0, 0.5, 1.0]), jnp.ones(3), num_bins=2)
     np.testing.assert_allclose(bins.proportions, [1 / 3, 2 / 3])
     np.testing.assert_allclose(bins.confidences, [0.0, 0.75])
 
 
 def test_sum_over_many_samples_keeps_float32_precision():
     confidence = jnp.full(200_000, 0.9876543)
-    bins = calculate_bin_metrics(confidence, jnp.ones(200_000), num_bins=15)
+    bins = bin_metrics(confidence, jnp.ones(200_000), num_bins=15)
     np.testing.assert_allclose(bins.confidences[-1], 0.9876543, rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_errors_compile(error):
     np.testing.assert_allclose(compiled, error(confidence, hits, num_bins=15), rtol=1e-6)
 
 
-@pytest.mark.parametrize("error", [*ERRORS, calculate_bin_metrics])
+@pytest.mark.parametrize("error", [*ERRORS, bin_metrics])
 def test_what_cannot_be_binned_is_refused(error):
     with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
         error(jnp.ones(3), jnp.ones(4), num_bins=15)

@@ -11,8 +11,8 @@ import jax_core.gradients.jacobians
 from jax_core import LoaderPasses, as_likelihood
 from jax_core.gradients import jacobian_stream
 from jax_core.gradients.jacobian_stream import JacobianStream, plan_jacobians
-from jax_core.xla import footprint
-from jax_core.xla.compiled import as_data
+from jax_core.xla import chunks
+from jax_core.xla.compiled import as_jit_argument
 from tests.cases import LOSSES, attention, cnn, dense_ggn, flatten, mlp, sample_loss
 
 
@@ -20,7 +20,7 @@ def stream(case, loss, batch):
     data = case.data(loss)
     count = len(case.inputs)
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + batch], data) for i in range(0, count, batch)]
-    return JacobianStream(as_data(case.model_fn), case.params, as_likelihood(loss), LoaderPasses(batches))
+    return JacobianStream(as_jit_argument(case.model_fn), case.params, as_likelihood(loss), LoaderPasses(batches))
 
 
 def vectors(case, count=3):
@@ -52,7 +52,7 @@ def test_large_block_is_the_dense_product(monkeypatch):
 @pytest.mark.parametrize(("batch", "piece", "chunk_bytes"), [(9, 9, 1), (9, 4, 2**20), (2, 128, 1), (5, 3, 4_000)])
 def test_neither_batches_nor_pieces_nor_padding_show(x64, monkeypatch, batch, piece, chunk_bytes):
     monkeypatch.setattr(jax_core.gradients.jacobians, "_WORTH", 1)
-    monkeypatch.setattr(footprint, "_MOST_EXAMPLES", piece)
+    monkeypatch.setattr(chunks, "_MOST_EXAMPLES", piece)
     monkeypatch.setattr(jacobian_stream, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(jacobian_stream, "plan_jacobians", plan_jacobians.__wrapped__)  # remembers other limits
     case = mlp()

@@ -9,7 +9,7 @@ from flax import nnx
 import jax_core.gradients.jacobians
 from jax_core.gradients.jacobians import factored_jacobian, find_layout, jacobian
 from jax_core.gradients.weight_order import find_order, in_order
-from jax_core.xla.windows import suited_to_backend
+from jax_core.xla.convolutions import with_fast_convolutions
 from tests.cases import attention, cnn, mlp
 
 
@@ -105,7 +105,7 @@ def test_a_matrix_that_meets_few_vectors_stays_in_factors():
 )
 def test_factors_are_the_jacobian(x64, make):
     model, params, inputs = make()
-    model, params = in_gradients_order(suited_to_backend(model), params, inputs[0])
+    model, params = in_gradients_order(with_fast_convolutions(model), params, inputs[0])
     layout = find_layout(model, params, inputs[0])
     assert layout.factored
     outputs, rows = jax.jit(lambda x: factored_jacobian(model, params, x, layout))(inputs)

@@ -13,7 +13,7 @@ from jax_core.gradients import row_stream
 from jax_core.gradients.row_stream import RowStream
 from jax_core.gradients.rows import RowPlan, loss_rows
 from jax_core.likelihoods import dense_hessian
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 from tests.cases import CASES, LOSSES, dense_ggn, mlp
 
 
@@ -24,7 +24,7 @@ def add_gram(carry, block, extra):
 def stream(case, likelihood, target, tolerance, cut=4):
     batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
     passes = LoaderPasses(batches)
-    return RowStream(as_data(case.model_fn), case.params, likelihood, passes, tolerance=tolerance)
+    return RowStream(as_jit_argument(case.model_fn), case.params, likelihood, passes, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 from jax_core.gradients.weight_order import Order, find_order, in_order
-from jax_core.xla.windows import suited_to_backend
+from jax_core.xla.convolutions import with_fast_convolutions
 from tests.cases import attention, cnn, mlp
 
 
@@ -59,8 +59,8 @@ def test_leaves_without_elements_stay_as_stored():
 def test_positions_are_those_of_the_flattened_parameters(first, second):
     params = {"a": normal(1, 2, 3, 4), "b": normal(2, 5), "c": normal(3, 3, 2)}
     order = Order((tuple(first), (0,), tuple(second)))
-    flat = create_pytree_flattener(params)[0](params)
-    moved = create_pytree_flattener(order.of(params))[0](order.of(params))
+    flat = flattener(params)[0](params)
+    moved = flattener(order.of(params))[0](order.of(params))
     np.testing.assert_array_equal(flat[order.positions(params)], moved)
     np.testing.assert_array_equal(moved[order.places(params)], flat)
     jax.tree.map(np.testing.assert_array_equal, order.undo(order.of(params)), params)
@@ -69,7 +69,7 @@ def test_positions_are_those_of_the_flattened_parameters(first, second):
 @pytest.mark.parametrize("make", [mlp, cnn, attention])
 def test_the_model_is_the_same_function(x64, make):
     case = make()
-    model = suited_to_backend(case.model_fn)
+    model = with_fast_convolutions(case.model_fn)
     order = find_order(model, case.params, case.inputs[0])
     assert not order.as_stored
     found = jax.vmap(lambda x: in_order(model, order)(x, order.of(case.params)))(case.inputs)

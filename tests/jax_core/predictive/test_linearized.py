@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core.gradients.mapped import Sizes, map_jacobians
+from jax_core.gradients.jacobian_maps import Sizes, map_jacobians
 from jax_core.operators import Dense, Diagonal, LowRank
 from jax_core.posterior import Posterior, prior_vector
 from jax_core.predictive import joint_predictive, linearized_predictive

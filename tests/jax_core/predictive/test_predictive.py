@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import jax_core
 from jax_core import create_ggn_mv, create_posterior_fn, linearized_predictive
-from jax_core.gradients.mapped import Sizes, map_jacobians
+from jax_core.gradients.jacobian_maps import Sizes, map_jacobians
 from jax_core.predictive.links import MonteCarlo, link_by_name
 from tests.cases import CASES, cnn, dense_jacobian, mlp
 

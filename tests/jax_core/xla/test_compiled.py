@@ -6,13 +6,13 @@ import pytest
 from jax.tree_util import Partial
 
 from jax_core.data.batches import Batch
+from jax_core.gradients.jacobian_maps import map_jacobians
 from jax_core.gradients.jacobian_stream import plan_jacobians
 from jax_core.gradients.jacobians import find_layout
-from jax_core.gradients.mapped import map_jacobians
 from jax_core.gradients.weight_order import find_order
 from jax_core.xla.backend import platform
+from jax_core.xla.chunks import forward_cost
 from jax_core.xla.compiled import cached_by_shape
-from jax_core.xla.footprint import footprint
 
 MODEL = Partial(lambda shift, x, p: (x + shift + 1.0) @ p["w"], jnp.ones(4))
 PARAMS, INPUTS = {"w": jnp.ones((4, 3))}, jnp.ones((5, 4))
@@ -38,7 +38,7 @@ def test_found_anew_for_another_backend(monkeypatch):
     "look",
     [
         lambda model: jax.eval_shape(model, INPUTS[0], PARAMS).shape == (3,),
-        lambda model: footprint(model, PARAMS, INPUTS[0]).bytes > 0,
+        lambda model: forward_cost(model, PARAMS, INPUTS[0]).bytes > 0,
         lambda model: find_order(model, PARAMS, INPUTS[0]).axes == ((1, 0),),
         lambda model: find_layout(model, PARAMS, INPUTS[0]).size == 12,
     ],

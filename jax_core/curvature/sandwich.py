@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jax_core.data import trees
-from jax_core.data.batches import Batch, as_batch, batch_size
+from jax_core.data.batches import Batch, as_batch
 from jax_core.types import Data, ModelFn, Params
-from jax_core.xla.footprint import sum_over_chunks
+from jax_core.xla.chunks import sum_over_chunks
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 OutputProduct = Callable[[jax.Array, Batch, jax.Array], jax.Array]
 """``(outputs, batch, vector) -> M vector``, all of shape ``(B, ..., C)``."""
@@ -24,7 +24,7 @@ OutputProduct = Callable[[jax.Array, Batch, jax.Array], jax.Array]
 
 def batched(model_fn: ModelFn, *, vmap_over_data: bool = True) -> Callable[[Params, Any], jax.Array]:
     """``(params, inputs) -> outputs (B, ..., C)`` from a model of one example, or of a batch."""
-    model_fn = suited_to_backend(model_fn)
+    model_fn = with_fast_convolutions(model_fn)
     if vmap_over_data:
         return lambda params, inputs: jax.vmap(lambda x: model_fn(x, params))(inputs)
     return lambda params, inputs: model_fn(inputs, params)
@@ -32,7 +32,7 @@ def batched(model_fn: ModelFn, *, vmap_over_data: bool = True) -> Callable[[Para
 
 def single(model_fn: ModelFn, *, vmap_over_data: bool = True) -> ModelFn:
     """``(input, params) -> output`` of one example from a model of one example, or of a batch."""
-    model_fn = suited_to_backend(model_fn)
+    model_fn = with_fast_convolutions(model_fn)
     if vmap_over_data:
         return model_fn
     return lambda x, params: model_fn(jax.tree.map(lambda leaf: leaf[None], x), params)[0]
@@ -60,16 +60,3 @@ def sandwich_mv(
         return trees.scale(factor, sum_over_chunks(piece, batch, model_fn=one, params=params))
 
     return mv
-
-
-def with_data(mv: Callable[[Params, Data], Params], data: Data) -> Callable[[Params], Params]:
-    """Fix the data of a product."""
-    return lambda vec: mv(vec, data)
-
-
-def sample_factor(data: Data, num_curv_samples: int | None, num_total_samples: int | None) -> float:
-    """``num_total_samples / num_curv_samples``; the first defaults to the second, the second to the batch's size."""
-    if batch_size(data) == 0:
-        raise ValueError("The data holds no samples, so its curvature is zero. Give at least one sample.")
-    curvature_samples = batch_size(data) if num_curv_samples is None else num_curv_samples
-    return (curvature_samples if num_total_samples is None else num_total_samples) / curvature_samples

@@ -20,27 +20,27 @@ from jaxtyping import Array
 
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
-from jax_core.xla.compiled import as_data
+from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.interpret import interpret
 
 UNFOLDED = 2**20  # elements of one example's unfolded image from which XLA's convolution is the faster one
 _WINDOW = 64  # slices in a sum at most
 
 
-def suited_to_backend(model_fn: ModelFn) -> ModelFn:
+def with_fast_convolutions(model_fn: ModelFn) -> ModelFn:
     """The model with its convolutions and window sums rewritten on the CPU; the same function up to rounding.
 
     A model whose type says ``chosen_lowerings = True`` has chosen them itself and stays as it is.
     """
     if platform() != "cpu" or getattr(model_fn, "chosen_lowerings", False):
         return model_fn
-    return Rewritten(as_data(model_fn))
+    return Rewritten(as_jit_argument(model_fn))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rewritten:
-    """A model that is traced, and run with what :func:`suited_to_backend` replaces."""
+    """A model that is traced, and run with what :func:`with_fast_convolutions` replaces."""
 
     model_fn: Callable[..., Any]
     chosen_lowerings = True

@@ -10,7 +10,7 @@ from jax_core.gradients.weight_order import Order
 from jax_core.types import Params
 
 
-class Basis:
+class Subspace:
     """Columns over the flattened parameters, remembered as rows in the order and layout of the latest Jacobians.
 
     Attributes:

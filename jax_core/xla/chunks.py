@@ -19,7 +19,7 @@ from jax_core.data import trees
 from jax_core.data.batches import Batch, batch_size
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
-from jax_core.xla.compiled import as_data, cached_by_shape
+from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 
 Result = TypeVar("Result")
 
@@ -36,7 +36,7 @@ _MOST_EXAMPLES = 128  # whose Jacobians meet a block of vectors at once
 _UNROLLED_CHUNKS = 16  # compile time grows with each
 
 
-class Footprint(NamedTuple):
+class ForwardCost(NamedTuple):
     """What one sample's forward pass writes, the parameters' bytes, and whether it runs a convolution primitive."""
 
     bytes: int
@@ -53,27 +53,22 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 yield from _equations(inner)
 
 
-def footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
+def forward_cost(model_fn: ModelFn, params: Params, example: Any) -> ForwardCost:
     """What the model's operations write, traced on one example (shapes suffice); remembered by shape."""
-    return _footprint(as_data(model_fn), params, example)
+    return _forward_cost(as_jit_argument(model_fn), params, example)
 
 
 @cached_by_shape
-def _footprint(model_fn: ModelFn, params: Params, example: Any) -> Footprint:
+def _forward_cost(model_fn: ModelFn, params: Params, example: Any) -> ForwardCost:
     jaxpr = jax.make_jaxpr(lambda model_fn, *given: model_fn(*given))(model_fn, example, params).jaxpr
     written, convolves = 0, False
     for equation in _equations(jaxpr):
         convolves |= equation.primitive.name == "conv_general_dilated"
         written += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "dtype"))
-    return Footprint(written, trees.get_bytes(params), convolves)
+    return ForwardCost(written, trees.get_bytes(params), convolves)
 
 
-def example_of(batch: Batch) -> Any:
-    """The shapes of one sample's inputs."""
-    return shapes_of_one(batch.input)
-
-
-def shapes_of_one(inputs: Any) -> Any:
+def example_shapes(inputs: Any) -> Any:
     """The shapes of one sample, from inputs of a batch."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
 
@@ -90,7 +85,7 @@ def examples_per_block(plain_bytes: int) -> int:
     return max(1, min(_MOST_EXAMPLES, _LONG_ROW_BYTES // max(1, plain_bytes)))
 
 
-def chunk_size(size: Footprint, *, width: int = 1) -> int:
+def chunk_size(size: ForwardCost, *, width: int = 1) -> int:
     """Samples, a power of two, whose derivatives stay below the cliff with ``width`` vectors each.
 
     Every chunk reads and writes all parameters several times over. Where that is most of the work, or one sample is
@@ -103,7 +98,7 @@ def chunk_size(size: Footprint, *, width: int = 1) -> int:
     return 1 << max(0, (_PAST_THE_CLIFF // each if rare else below).bit_length() - 1)
 
 
-def group_size(size: Footprint) -> int:
+def group_size(size: ForwardCost) -> int:
     """Vectors that share a linearisation in one call: fewer where so many of one sample's would pass the cliff."""
     return max(1, min(_GROUP, _TEMPORARIES // max(1, size.bytes))) if platform() == "cpu" else _GROUP
 
@@ -123,7 +118,7 @@ def sum_over_chunks(
     total = batch_size(batch)
     if platform() != "cpu" or total == 0:
         return function(batch)
-    size = footprint(model_fn, params, example_of(batch))
+    size = forward_cost(model_fn, params, example_shapes(batch.input))
     chunk = chunk_size(size, width=width)
     if size.convolves:
         chunk = max(chunk, -(-total // _UNROLLED_CHUNKS))

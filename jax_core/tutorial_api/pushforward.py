@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.data.trees import create_pytree_flattener
+from jax_core.data.trees import flattener
 from jax_core.gradients.jacobians import jacobian
-from jax_core.posterior import Posterior, PosteriorFn
+from jax_core.posterior import Posterior
 from jax_core.predictive.links import Link, link_by_name
+from jax_core.tutorial_api.posterior import PosteriorFn
 from jax_core.types import ModelFn, Params
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def nonlin_setup(results: Results, point: Point) -> tuple[Results, Point]:
 
 def nonlin_samples(results: Results, point: Point) -> tuple[Results, Point]:
     """``samples``: outputs of the network itself at sampled weights."""
-    flatten, unflatten = create_pytree_flattener(point.params)
+    flatten, unflatten = flattener(point.params)
     centre = flatten(point.params)
     outputs = jax.vmap(lambda d: point.model_fn(point.input, unflatten(centre + d)))(_deviations(point))
     return results | {"samples": outputs}, point
@@ -190,8 +191,8 @@ def set_lin_pushforward(
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
         mean_params: The trained parameters.
-        posterior_fn: From :func:`~jax_core.posterior.create_posterior_fn`.
-        prior_arguments: See :class:`~jax_core.posterior.PosteriorFn`.
+        posterior_fn: From :func:`~jax_core.tutorial_api.posterior.create_posterior_fn`.
+        prior_arguments: See :class:`~jax_core.tutorial_api.posterior.PosteriorFn`.
         loss_scaling_factor: Likewise.
         pushforward_fns: Steps, in order, :func:`lin_setup` first.
         key: Random key of the weight samples, for steps that sample.
@@ -236,7 +237,7 @@ def _chain(
     sampled = key is not None and num_samples > 0
     deviations = posterior.deviations(key, num_samples) if key is not None and sampled else None
     link = link_by_name(special_pred_type)
-    model = suited_to_backend(model_fn)
+    model = with_fast_convolutions(model_fn)
 
     @full_precision
     def pushforward(input: Any) -> Results:
@@ -267,7 +268,7 @@ def set_posterior_gp_kernel(
     @full_precision
     def kernel(x1: Any, x2: Any) -> Array:
         def rows(xs: Any) -> Array:
-            return jax.vmap(lambda x: jacobian(suited_to_backend(model_fn), mean, x)[1])(xs)
+            return jax.vmap(lambda x: jacobian(with_fast_convolutions(model_fn), mean, x)[1])(xs)
 
         left, right = rows(x1), rows(x2)  # (B, C, P)
         scaled = jax.vmap(jax.vmap(posterior.cov_flat))(right)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core.evaluation import apply_fns, correctness, evaluate_metrics_on_generator, transfer_entry
+from jax_core.tutorial_api import apply_fns, correctness, evaluate_metrics_on_generator, transfer_entry
 
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
 

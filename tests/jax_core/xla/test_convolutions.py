@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jax_core.xla import windows
-from jax_core.xla.windows import Rewritten, suited_to_backend
+from jax_core.xla import convolutions
+from jax_core.xla.convolutions import Rewritten, with_fast_convolutions
 
 
 def primitives_of(model, x, params):
@@ -19,7 +19,7 @@ def primitives_of(model, x, params):
 
 def assert_same_function(model, x, params):
     """Value, jvp and vjp, in float64."""
-    rewritten = suited_to_backend(model)
+    rewritten = with_fast_convolutions(model)
     assert isinstance(rewritten, Rewritten)
     tangents = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
 
@@ -61,7 +61,7 @@ def test_convolutions_keep_value_and_derivatives(rank, kernel, stride, dilation,
             )
 
         assume(min(sizes) + low + high > dilation * (kernel - 1))
-        assert "conv_general_dilated" not in primitives_of(suited_to_backend(model), x, params)
+        assert "conv_general_dilated" not in primitives_of(with_fast_convolutions(model), x, params)
         assert_same_function(model, x, params)
 
 
@@ -81,7 +81,7 @@ def test_window_sums_keep_value_and_derivatives(window, stride, padding, dilatio
             shape, steps, holes = (1, window, window, 1), (1, stride, stride, 1), (1, dilation, dilation, 1)
             return lax.reduce_window(x * p["scale"], 0.0, lax.add, shape, steps, padding, window_dilation=holes)
 
-        assert "reduce_window_sum" not in primitives_of(suited_to_backend(model), x, params)
+        assert "reduce_window_sum" not in primitives_of(with_fast_convolutions(model), x, params)
         assert_same_function(model, x, params)
 
 
@@ -100,7 +100,7 @@ def test_other_convolutions_stay_as_they_are(x64, options):
     def model(x, p):
         return lax.conv_general_dilated(x, p, (1, 1), [(0, 0)] * 2, **options)
 
-    assert "conv_general_dilated" in primitives_of(suited_to_backend(model), x, params)
+    assert "conv_general_dilated" in primitives_of(with_fast_convolutions(model), x, params)
     assert_same_function(model, x, params)
 
 
@@ -109,10 +109,10 @@ def test_large_images_keep_the_backends_convolution(monkeypatch):
         return lax.conv_general_dilated(x, p, (1, 1), "VALID")
 
     x, params = jnp.ones((1, 3, 10, 10)), jnp.ones((4, 3, 3, 3))
-    monkeypatch.setattr(windows, "UNFOLDED", 8 * 8 * 27 - 1)
-    assert "conv_general_dilated" in primitives_of(suited_to_backend(model), x, params)
-    monkeypatch.setattr(windows, "UNFOLDED", 8 * 8 * 27)
-    assert "conv_general_dilated" not in primitives_of(suited_to_backend(model), x, params)
+    monkeypatch.setattr(convolutions, "UNFOLDED", 8 * 8 * 27 - 1)
+    assert "conv_general_dilated" in primitives_of(with_fast_convolutions(model), x, params)
+    monkeypatch.setattr(convolutions, "UNFOLDED", 8 * 8 * 27)
+    assert "conv_general_dilated" not in primitives_of(with_fast_convolutions(model), x, params)
 
 
 def test_flax_models_are_rewritten_whole(x64):
@@ -131,7 +131,7 @@ def test_flax_models_are_rewritten_whole(x64):
         return nnx.call((graph, p))(x)[0]
 
     x = jax.random.normal(jax.random.key(0), (8, 8, 1))
-    left = primitives_of(suited_to_backend(model), x, params)
+    left = primitives_of(with_fast_convolutions(model), x, params)
     assert not left & {"conv_general_dilated", "reduce_window_sum"}
     assert_same_function(model, x, params)
 
@@ -144,8 +144,8 @@ def test_other_backends_and_models_that_chose_for_themselves_are_left_alone(monk
             return x
 
     chosen = Chosen()
-    assert suited_to_backend(chosen) is chosen
-    once = suited_to_backend(len)
-    assert suited_to_backend(once) is once
+    assert with_fast_convolutions(chosen) is chosen
+    once = with_fast_convolutions(len)
+    assert with_fast_convolutions(once) is once
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert suited_to_backend(len) is len
+    assert with_fast_convolutions(len) is len

@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 
 from jax_core.data.batches import padded
 from jax_core.data.trees import get_size
-from jax_core.gradients.basis import Basis
 from jax_core.gradients.factored import FactoredRows, Layout, Parts
 from jax_core.gradients.jacobians import factored_jacobian, jacobian, layout_in_order
+from jax_core.gradients.subspace import Subspace
 from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
-from jax_core.xla.compiled import as_data, cached_by_shape
-from jax_core.xla.footprint import footprint, shapes_of_one
+from jax_core.xla.chunks import example_shapes, forward_cost
+from jax_core.xla.compiled import as_jit_argument, cached_by_shape
+from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
-from jax_core.xla.windows import suited_to_backend
 
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
 _ACTIVATIONS = 4 * 2**20  # forward activations of the examples behind them, before the axis of outputs
@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
     group: int
 
 
-class Projected(NamedTuple):
+class ProjectedJacobians(NamedTuple):
     r"""What a low-rank covariance needs of Jacobians: $J U$ ``(b, C, R)`` and $J J^\top$ ``(b, C, C)``."""
 
     inner: Float[Array, "b C R"]
@@ -59,11 +59,11 @@ def map_jacobians(
             ``model_fn`` bind as a ``Partial`` become arguments of the compiled programs.
         sizes: Examples per evaluation and evaluations per loop; chosen from the model's size by default.
     """
-    model, last = as_data(suited_to_backend(model_fn)), as_data(function)
+    model, last = as_jit_argument(with_fast_convolutions(model_fn)), as_jit_argument(function)
 
     @full_precision
     def run(inputs: Any) -> Any:
-        chosen = sizes or _plan(model, params, shapes_of_one(inputs))
+        chosen = sizes or _plan(model, params, example_shapes(inputs))
         return _in_pieces(partial(_of_jacobians, last, model, params), inputs, chosen)
 
     return run
@@ -72,12 +72,12 @@ def map_jacobians(
 def map_projected(
     model_fn: ModelFn,
     params: Params,
-    basis: Basis,
-    function: Callable[[Array, Projected], Any],
+    basis: Subspace,
+    function: Callable[[Array, ProjectedJacobians], Any],
     *,
     sizes: Sizes | None = None,
 ) -> Callable[[Any], Any]:
-    """:func:`map_jacobians` for a function of :class:`Projected` Jacobians: some layers' stay in factors.
+    """:func:`map_jacobians` for a function of :class:`ProjectedJacobians` Jacobians: some layers' stay in factors.
 
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
@@ -86,11 +86,11 @@ def map_projected(
         function: From outputs ``(b, C)`` and the projected Jacobians to a pytree with leading axis ``b``.
         sizes: As there. Small batches have a program of their own.
     """
-    model, last = as_data(suited_to_backend(model_fn)), as_data(function)
+    model, last = as_jit_argument(with_fast_convolutions(model_fn)), as_jit_argument(function)
 
     @full_precision
     def run(inputs: Any) -> Any:
-        total, example = jax.tree.leaves(inputs)[0].shape[0], shapes_of_one(inputs)
+        total, example = jax.tree.leaves(inputs)[0].shape[0], example_shapes(inputs)
         order = find_order(model, params, example)
         chosen, layout = _plan_projected(model, params, example, order=order)
         cut = basis.cut(params, order, layout)
@@ -121,7 +121,7 @@ def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: O
 
 def _fitting(model_fn: ModelFn, params: Params, example: Any, row_size: int) -> Sizes:
     """Sizes that keep rows of so many numbers, and the activations behind them, in reach of the caches."""
-    size = footprint(model_fn, params, example)
+    size = forward_cost(model_fn, params, example)
     outputs = jax.eval_shape(model_fn, example, params).size
     fitting = min(_ROW_BYTES // max(1, 4 * outputs * row_size), _ACTIVATIONS // max(1, size.bytes))
     if platform() != "cpu":
@@ -168,7 +168,7 @@ def _of_projected(
         return factored_jacobian(in_order(model_fn, order), order.of(params), _chunk(inputs, i), layout)
 
     outputs, rows = _in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
-    return function(outputs, Projected(rows.times_rows(basis), rows.gram()))
+    return function(outputs, ProjectedJacobians(rows.times_rows(basis), rows.gram()))
 
 
 def _chunk(inputs: Any, i: Any) -> Any:
