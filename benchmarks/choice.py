@@ -42,7 +42,7 @@ def measure(name, way):
     import jax
 
     from bridge import to_jax, trace
-    from bridge.prediction import OneExample
+    from bridge.one_example import OneExample
     from jax_core import Categorical, FitOptions, LoaderPasses, fit, fit_curvature
     from jax_core.lowrank.plan import Plan
 

@@ -25,7 +25,7 @@ def ours(size):
     import jax.numpy as jnp
 
     from bridge import to_jax, trace
-    from bridge.prediction import OneExample
+    from bridge.one_example import OneExample
     from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data, get_size
     from jax_core.gradients.jacobian_stream import JacobianStream
     from jax_core.source import Source

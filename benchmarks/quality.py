@@ -23,7 +23,7 @@ def measure():
     import jax.numpy as jnp
 
     from bridge import to_jax, trace
-    from bridge.prediction import OneExample
+    from bridge.one_example import OneExample
     from jax_core import Categorical, FitOptions, LoaderPasses, Posterior, fit_curvature, map_jacobians
 
     model = trained_cnn(600)

@@ -1,35 +1,43 @@
-"""A fitted posterior on disk: safetensors, never pickle. The network itself stays where its owner keeps it."""
+"""A fitted posterior on disk: safetensors, never pickle. The network itself stays where its owner keeps it.
+
+No training data are in it: of the inputs, shapes and types alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
 
+from bridge import hyperparameters
 from bridge.fitting import FittedModel, trace_for_fit
-from bridge.laplace import Laplace
-from bridge.tensors import to_free_jax, to_jax, to_torch
+from bridge.hyperparameters import Hyperparameters
+from bridge.losses import describe
+from bridge.options import LinkName, one_of
+from bridge.outputs import OutputLayout
+from bridge.precision import in_float32
+from bridge.serialization import Record, pack, unpack
+from bridge.state import LaplaceState
+from bridge.template import InputTemplate
+from bridge.tensors import to_jax, to_torch
+from bridge.tracing.checks import unwrap
+from bridge.weights import WeightWatch, digest
 from jax_core.data.trees import on_device_of
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.operators import Dense, Diagonal, LowRank
-from jax_core.posterior import prior_vector
 
-_FORMAT = "torch-laplace-bridge 1"
-_STRUCTURES = {"lowrank": LowRank, "full": Dense, "diag": Diagonal}
+_STRUCTURES: dict[str, Any] = {"lowrank": LowRank, "full": Dense, "diag": Diagonal}
 _NUMBERS = ("nll", "num_samples", "num_total_samples", "outputs_per_sample")
+_ARRAYS = ("prior_precision", "prior_mean", "sigma_noise")
 
 
-def save(la: Laplace, path: str | Path) -> None:
-    """Write what a fit has found: the reduced curvature, the prior precision, and two inputs to trace with again.
+def save(la: LaplaceState, path: str | Path) -> None:
+    """Write what a fit has found: the reduced curvature, the hyperparameters, and how inputs and outputs are shaped.
 
     An existing file is replaced only once the new one is complete.
 
@@ -38,28 +46,18 @@ def save(la: Laplace, path: str | Path) -> None:
         path: The file, ``*.safetensors`` by custom.
 
     Raises:
-        RuntimeError: Before ``fit``.
+        RuntimeError: Before ``fit``, or if the model's weights have changed since.
     """
-    fit = la._fit_result()[0]
-    curvature: Any = fit.fitted.curvature
-    arrays = {f"curvature.{f.name}": getattr(curvature, f.name) for f in dataclasses.fields(curvature)}
-    tensors = {name: to_torch(array).contiguous().clone() for name, array in arrays.items()}
-    tensors["prior_precision"] = to_torch(prior_vector(la.prior_precision, fit.params)).clone()
-    kind, inputs = _flat(fit.example)
-    tensors |= {f"example.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in inputs.items()}
-    described = {
-        "structure": la.options.structure,
-        "example": kind,
-        "weights": digest(la.model),
-        "plan": None if fit.fitted.plan is None else dataclasses.asdict(fit.fitted.plan),
-        **{name: getattr(fit.fitted, name) for name in _NUMBERS},
-    }
+    la.posterior  # noqa: B018 - raises where there is none
     unfinished = Path(f"{path}.part")
-    save_file(tensors, unfinished, metadata={"format": _FORMAT, "fit": json.dumps(described)})
+    with open(unfinished, "wb") as file:
+        file.write(to_bytes(la))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
 
 
-def load(path: str | Path, la: Laplace) -> Laplace:
+def load(path: str | Path, la: LaplaceState) -> LaplaceState:
     """Give a new ``Laplace`` around the same trained model the posterior of a file.
 
     Args:
@@ -67,66 +65,88 @@ def load(path: str | Path, la: Laplace) -> Laplace:
         la: Described as the saved one was, not fitted; the model holds the weights it had then.
 
     Returns:
-        ``la``, as if fitted, with the prior precision that was saved.
+        ``la``, as if fitted, with the hyperparameters and the link that were saved.
 
     Raises:
-        ValueError: If the file is of another kind, or its structure or weights are not those of ``la``; ``la`` is then
-            unchanged.
+        ValueError: If the file is damaged or of another kind, or its likelihood, structure, parameters or weights are
+            not those of ``la``; ``la`` is then unchanged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
+    return restore(unpack(Path(path).read_bytes(), str(path)), la)
+
+
+def to_bytes(la: LaplaceState) -> bytes:
+    """A fitted Laplace as the content of a file."""
+    fit, hyper = la.fit_result(check_weights=False)[0], la.hyperparameters
+    curvature: Any = fit.fitted.curvature
+    arrays = {f"curvature.{f.name}": getattr(curvature, f.name) for f in dataclasses.fields(curvature)}
+    tensors = {name: to_torch(array).cpu().contiguous().clone() for name, array in arrays.items()}
+    for name in _ARRAYS:
+        tensors[name] = torch.from_numpy(np.array(getattr(hyper, name), np.float64))
+    described = {
+        "structure": la.options.structure,
+        "likelihood": describe(la.likelihood),
+        "link": la.link_approx,
+        "temperature": hyper.temperature,
+        "parameters": [[name, list(shape)] for name, shape in zip(la.order.names, la.order.shapes, strict=True)],
+        "weights": fit.weights,
+        "template": dataclasses.asdict(fit.template),
+        "layout": dataclasses.asdict(fit.layout),
+        "plan": None if fit.fitted.plan is None else dataclasses.asdict(fit.fitted.plan),
+        **{name: getattr(fit.fitted, name) for name in _NUMBERS},
+    }
+    return pack(tensors, described)
+
+
+def check_description(record: Record, la: LaplaceState) -> None:
+    """Refuse a record that belongs to a Laplace of another kind, whatever the weights.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    for name, ours, remedy in (
+        ("structure", la.options.structure, "hessian_structure"),
+        ("likelihood", describe(la.likelihood), "likelihood"),
+    ):
+        if record.described[name] != ours:
+            raise ValueError(
+                f"{record.source} holds a posterior with {remedy}={record.described[name]!r}, this Laplace has "
+                f"{ours!r}. Construct it with the {remedy} that was saved."
+            )
+    covered = [[name, list(shape)] for name, shape in zip(la.order.names, la.order.shapes, strict=True)]
+    if record.described["parameters"] != covered:
+        odd = {name for name, _ in record.described["parameters"]} ^ set(la.order.names)
         raise ValueError(
-            f"{path} is no safetensors file ({error}). Give a file that bridge.save has written."
-        ) from None
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} was not written by bridge.save (or by another version of it).")
-    described = json.loads(metadata["fit"])
-    _check(described, la, path)
+            f"{record.source} covers other parameters than this model has with requires_grad=True"
+            f"{': ' + ', '.join(sorted(odd)[:5]) if odd else ' (other shapes)'}. Set requires_grad as it was at fit."
+        )
+
+
+def restore(record: Record, la: LaplaceState) -> LaplaceState:
+    """Give a Laplace the posterior of a record; see :func:`load`."""
+    check_description(record, la)
+    described, tensors = record.described, record.tensors
+    if described["weights"] != digest(la.model):
+        raise ValueError(
+            f"{record.source} belongs to a model with other weights. Load the state dict that was in force at fit, or "
+            "fit anew."
+        )
+    one_of("link", described["link"], LinkName)
+    values = {name: tensors[name].numpy() for name in _ARRAYS}
+    hyper = Hyperparameters(
+        hyperparameters.prior_precision(values["prior_precision"], la.order),
+        hyperparameters.prior_mean(values["prior_mean"], la.order),
+        hyperparameters.sigma_noise(values["sigma_noise"]),
+        hyperparameters.temperature(described["temperature"]),
+    )
+    template, layout = InputTemplate.of_record(described["template"]), OutputLayout.of_record(described["layout"])
+    network = in_float32(unwrap(la.model))
+    traced = trace_for_fit(network, template.example(), la.reading.tracer, verify=False)
     named = {name.removeprefix("curvature."): t for name, t in tensors.items() if name.startswith("curvature.")}
-    inputs = {name.removeprefix("example."): t for name, t in tensors.items() if name.startswith("example.")}
-    example = _structured(described["example"], inputs)
-    traced = trace_for_fit(la.model, example, la._reading.tracer)
     curvature = _STRUCTURES[described["structure"]](**on_device_of(traced.params, to_jax(named)))
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
-    prior = tensors["prior_precision"]
-    return la._adopt(FittedModel(traced, fitted, example), float(prior) if prior.ndim == 0 else to_free_jax(prior))
-
-
-def _check(described: dict[str, Any], la: Laplace, path: str | Path) -> None:
-    if described["structure"] != la.options.structure:
-        raise ValueError(
-            f"{path} holds a posterior with hessian_structure={described['structure']!r}, this Laplace has "
-            f"{la.options.structure!r}. Construct it with the saved one."
-        )
-    if described["weights"] != digest(la.model):
-        raise ValueError(
-            f"{path} belongs to a model with other weights. Load the state dict that was in force at fit, or fit anew."
-        )
-
-
-def digest(model: nn.Module) -> str:
-    """A hash over names, shapes and values of a model's parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _flat(example: Any) -> tuple[str, dict[str, torch.Tensor]]:
-    if isinstance(example, torch.Tensor):
-        return "tensor", {"0": example}
-    if isinstance(example, dict):
-        return "mapping", dict(example)
-    return "tuple", {str(i): tensor for i, tensor in enumerate(example)}
-
-
-def _structured(kind: str, inputs: dict[str, torch.Tensor]) -> Any:
-    if kind == "mapping":
-        return inputs
-    ordered = tuple(inputs[str(i)] for i in range(len(inputs)))
-    return ordered[0] if kind == "tensor" else ordered
+    loss = la.loss_for(layout, hyper)
+    watch = WeightWatch(la.model)
+    la.adopt(FittedModel(traced, fitted, template, layout, loss, watch, described["weights"]), hyper, verified=False)
+    la.link_approx = described["link"]
+    return la

@@ -1,9 +1,9 @@
-"""From a torch module and its loader to a reduced curvature: trace, check the data, fit."""
+"""From a torch module and its loader to a reduced curvature: check, trace, read, reduce, compare."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,16 +11,25 @@ import jax
 import jax.numpy as jnp
 from torch import nn
 
-from bridge.dataloader import batch_check, passes_over, read_first
+from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
+from bridge.dataloader import ToBatch, check_inputs, passes_over, read_first
+from bridge.hyperparameters import Hyperparameters, Value, in_core
+from bridge.independence import output_shapes
+from bridge.losses import Loss
+from bridge.one_example import OneExample
+from bridge.outputs import OutputLayout
+from bridge.parameter_order import ParameterOrder
 from bridge.placement import compiling_for, device_of, place_of
-from bridge.prediction import OneExample, tensors
-from bridge.tensors import to_jax
+from bridge.precision import in_float32
+from bridge.targets import TargetCheck
+from bridge.template import InputTemplate
 from bridge.tracing import TracedModel, trace
+from bridge.tracing.checks import unwrap
+from bridge.weights import WeightWatch, digest
 from jax_core.data.batches import Batch
 from jax_core.data.passes import Cache, LoaderPasses
-from jax_core.data.trees import get_size
 from jax_core.fit import FitOptions, Fitted, fit_curvature
-from jax_core.likelihoods import Likelihood
+from jax_core.likelihoods import Categorical, Gaussian
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
 from jax_core.types import Params
@@ -40,16 +49,30 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A traced model, the curvature at its weights, and the two inputs that it was traced on, as torch tensors."""
+    """A traced model with the curvature at its weights.
+
+    Attributes:
+        traced: The model in JAX.
+        fitted: The curvature.
+        template: Inputs by their shapes and types.
+        layout: Of the outputs.
+        loss: What was fitted; noise per output is in its likelihood.
+        watch: Notices when the module's weights change.
+        weights: A hash of the module's weights.
+    """
 
     traced: TracedModel
     fitted: Fitted
-    example: Any
+    template: InputTemplate
+    layout: OutputLayout
+    loss: Loss
+    watch: WeightWatch
+    weights: str
 
     @property
     def model_fn(self) -> OneExample:
         """The model of one example."""
-        return OneExample.of(self.traced)
+        return OneExample.of(self.traced, self.layout, self.loss)
 
     @property
     def params(self) -> Params:
@@ -62,61 +85,134 @@ class FittedModel:
         leaves = jax.tree.leaves(self.params)
         return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
 
-    def posterior(self, prior_precision: Any, scale: float) -> Posterior:
+    def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""
-        return _posterior(self.params, self.fitted.curvature, scale, prior_vector(prior_precision, self.params))
+        vector = prior_vector(in_core(prior, order.to_core), self.params)
+        return _posterior(self.params, self.fitted.curvature, scale, vector)
 
 
 def fit_module(
     model: nn.Module,
     loader: Iterable[Any],
-    likelihood: Likelihood,
+    loss: Loss,
     options: FitOptions,
     reading: ReadOptions,
+    hyper: Hyperparameters,
     *,
-    prior_precision: Any,
     seed: int,
     num_total_samples: int | None,
+    to_batch: ToBatch | None,
 ) -> FittedModel:
-    """Trace the model on the loader's first batch, check all data, then reduce the curvature.
+    """Check what was asked for, trace the model, read the data, reduce the curvature, compare with torch.
 
     Raises:
-        ValueError: If data, rank or prior do not fit the model.
+        ValueError: If data or rank do not fit the model.
         TypeError: If batches or targets are of the wrong type.
+        TraceError: If the model cannot be traced, or samples of a batch see one another.
+        MismatchError: If the traced model is not the torch model.
     """
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "The model has no parameter with requires_grad=True, so there is nothing to be uncertain about. Set it on "
-            "the parameters that the posterior should cover."
-        )
-    first = read_first(loader)
-    example = jax.tree.map(lambda leaf: leaf[:2], tensors(first.input))
-    traced = trace_for_fit(model, example, reading.tracer)
-    params = traced.params
-    prior_vector(prior_precision, params)
-    options.check(get_size(params))
-    passes = checked_passes(loader, first, traced, likelihood, reading)
+    options.check(ParameterOrder.of(model).size)
+    first, loader = read_first(loader, to_batch)
+    network = in_float32(unwrap(model))
+    template = InputTemplate.of(in_float32(first.input))
+
+    traced = trace_for_fit(network, first.input, reading.tracer)
+    layout = output_layout(network, first.input, loss)
+    loss = with_noise(loss, hyper.sigma_noise, layout)
+    model_fn = OneExample.of(traced, layout, loss)
+    warn_of_outputs(network, on_device(network, in_float32(first.input)), loss, layout)
+
+    batches = KeptBatches(batch_check(traced, loss, layout), seed)
+    passes = checked_passes(loader, traced, batches, reading, to_batch)
     passes.preload()
-    with compiling_for(place_of(params)):
+
+    with compiling_for(place_of(traced.params)):
+        key = jax.random.key(seed)
+        data = (passes, options)
         fitted = fit_curvature(
-            OneExample.of(traced),
-            params,
-            likelihood,
-            passes,
-            options,
-            key=jax.random.key(seed),
-            num_total_samples=num_total_samples,
+            model_fn, traced.params, loss.likelihood, *data, key=key, num_total_samples=num_total_samples
         )
-    return FittedModel(traced, fitted, example)
+        compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), digest(model))
 
 
-def trace_for_fit(model: nn.Module, example: Any, tracer: Tracer) -> TracedModel:
+def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool = True) -> TracedModel:
     """The model as traced on two inputs, with weights of its own: those of the module may be trained on."""
-    device = device_of(model)
-    example = jax.tree.map(lambda leaf: leaf.to(device), example)
-    traced = trace(model, tuple(example) if isinstance(example, list) else example, tracer=tracer)
+    example = on_device(model, jax.tree.map(lambda leaf: leaf[:2], in_float32(inputs)))
+    traced = trace(model, example, tracer=tracer, verify=verify)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)
+
+
+def on_device(model: nn.Module, inputs: Any) -> Any:
+    """Inputs where the model is; a list of them as a tuple."""
+    device = device_of(model)
+    moved = jax.tree.map(lambda leaf: leaf.to(device), inputs)
+    return tuple(moved) if isinstance(moved, list) else moved
+
+
+def output_layout(model: nn.Module, inputs: Any, loss: Loss) -> OutputLayout:
+    """How the model's outputs lie, from running it on some inputs; their samples do not see one another.
+
+    Raises:
+        TraceError: If they do, or axis 0 of the outputs is not the batch.
+        ValueError: If outputs have no axis of classes where the loss wants one.
+    """
+    whole, one = output_shapes(model, on_device(model, in_float32(inputs)))
+    shape = whole[1:]
+    if isinstance(loss.likelihood, Categorical) and not shape:
+        raise ValueError(
+            f"The model gives outputs of shape {whole}, without an axis of classes. For two classes by one logit use "
+            "likelihood='multilabel' (or nn.BCEWithLogitsLoss()) with targets of zeros and ones."
+        )
+    return OutputLayout(shape, loss.class_axis, None if one == (1, *shape) else one)
+
+
+def with_noise(loss: Loss, noise: Value, layout: OutputLayout) -> Loss:
+    """The loss with noise that differs between outputs.
+
+    Raises:
+        ValueError: If there is not one number for each output.
+    """
+    if isinstance(noise, float | int):
+        return loss
+    if noise.size != layout.size:
+        raise ValueError(
+            f"sigma_noise of shape {noise.shape}: give one number, or one for each of a sample's {layout.size} outputs "
+            f"(shape {layout.shape})."
+        )
+    return dataclasses.replace(loss, likelihood=Gaussian(jnp.asarray(noise.reshape(layout.shape))))
+
+
+def batch_check(traced: TracedModel, loss: Loss, layout: OutputLayout) -> Callable[[int, Batch], None]:
+    """What every batch must satisfy: the traced inputs' shapes, finite values, targets that fit the loss."""
+    shapes = [spec.shape[1:] for spec in traced.inputs]
+    check_target = TargetCheck(loss, layout)
+
+    def check(number: int, batch: Batch) -> None:
+        check_inputs(shapes, number, batch)
+        check_target(number, batch)
+
+    return check
+
+
+def checked_passes(
+    loader: Iterable[Any],
+    traced: TracedModel,
+    check: Callable[[int, Batch], None],
+    reading: ReadOptions,
+    to_batch: ToBatch | None,
+) -> LoaderPasses:
+    """Passes over a loader, whose batches are checked as they are read the first time."""
+    return passes_over(
+        loader,
+        check,
+        to_batch=to_batch,
+        params=traced.params,
+        cache=reading.cache,
+        cache_bytes=reading.cache_bytes,
+        progress=reading.progress,
+    )
 
 
 @jax.jit
@@ -127,24 +223,3 @@ def _posterior(mean: Params, curvature: Operator, scale: float, prior: jax.Array
 @jax.jit
 def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
-
-
-def checked_passes(
-    loader: Iterable[Any], first: Batch, traced: TracedModel, likelihood: Likelihood, reading: ReadOptions
-) -> LoaderPasses:
-    """Passes over a loader that begins with ``first``; every batch must suit the traced model and the loss.
-
-    Raises:
-        ValueError: By the passes, for a batch that does not.
-        TypeError: If the model returns anything but one tensor.
-    """
-    one = jax.tree.map(lambda leaf: to_jax(leaf[0]), tensors(first.input))
-    output = jax.eval_shape(OneExample.of(traced), one, traced.params)
-    return passes_over(
-        loader,
-        batch_check([spec.shape[1:] for spec in traced.inputs], output.shape, likelihood),
-        params=traced.params,
-        cache=reading.cache,
-        cache_bytes=reading.cache_bytes,
-        progress=reading.progress,
-    )

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from torch import nn
 
 from bridge.tensors import to_free_jax
-from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, as_likelihood
+from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Poisson, as_likelihood
 
 _NAMES = {"classification": "cross_entropy", "regression": "mse", "multilabel": "binary_cross_entropy"}
+_CUSTOM = "likelihood=jax_core.Custom(lambda output, target: ...) takes any convex loss of one sample"
+_REFUSED: dict[type[nn.Module], str] = {
+    nn.GaussianNLLLoss: "it takes a mean and a variance as two inputs, and its Hessian over them is indefinite. Use "
+    "nn.MSELoss with sigma_noise= (one number, or one per output)",
+    nn.HuberLoss: "its Hessian vanishes for residuals above delta, so outliers would count as no data. Use nn.MSELoss",
+    nn.SmoothL1Loss: "its Hessian vanishes for residuals above beta: outliers would count as no data. Use nn.MSELoss",
+    nn.L1Loss: "its Hessian is zero almost everywhere, so the curvature would be zero. Use nn.MSELoss",
+    nn.KLDivLoss: "it takes log-probabilities and probabilities. Use nn.CrossEntropyLoss, which takes probabilities as "
+    "targets too",
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A likelihood, and how a torch model's outputs become the core's.
+
+    Attributes:
+        likelihood: Of the outputs with classes last.
+        class_axis: Where the outputs have their classes, counted in the batch; ``None`` for the last axis.
+        transform: Applied to the outputs: to the logits of a model that returns probabilities.
+    """
+
+    likelihood: Likelihood
+    class_axis: int | None = None
+    transform: Callable[[jax.Array], jax.Array] | None = None
 
 
 def to_likelihood(loss: Any) -> Likelihood:
@@ -19,8 +48,20 @@ def to_likelihood(loss: Any) -> Likelihood:
 
     Args:
         loss: ``"classification"``, ``"regression"``, ``"multilabel"``; ``nn.CrossEntropyLoss`` (with ``weight``,
-            ``label_smoothing``, ``ignore_index``), ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` (with ``pos_weight``); or
-            a likelihood of ``jax_core``.
+            ``label_smoothing``, ``ignore_index``), ``nn.NLLLoss`` on log-probabilities (``weight``,
+            ``ignore_index``), ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` (with ``pos_weight``), ``nn.BCELoss`` on
+            probabilities, ``nn.PoissonNLLLoss``; or a likelihood of ``jax_core``.
+
+    Raises:
+        ValueError: For an unknown name or a loss module with no counterpart.
+    """
+    return to_loss(loss).likelihood
+
+
+def to_loss(loss: Any) -> Loss:
+    """:func:`to_likelihood`, with what else the loss says of the model's outputs.
+
+    torch's modules have classes on axis 1 of the batch; a name or a likelihood of the core has them last.
 
     Raises:
         ValueError: For an unknown name or a loss module with no counterpart.
@@ -30,23 +71,53 @@ def to_likelihood(loss: Any) -> Likelihood:
             raise ValueError(
                 f"Unknown likelihood {loss!r}. Choose one of {', '.join(map(repr, _NAMES))}, or a loss module."
             )
-        return as_likelihood(_NAMES[loss])
-    if isinstance(loss, nn.CrossEntropyLoss):
-        return Categorical(_array(loss.weight), loss.label_smoothing, loss.ignore_index)
-    if isinstance(loss, nn.BCEWithLogitsLoss):
-        if loss.weight is not None:
-            raise ValueError(
-                "nn.BCEWithLogitsLoss(weight=...) rescales single batch elements. Use pos_weight, or none."
-            )
-        return Bernoulli(_array(loss.pos_weight))
-    if isinstance(loss, nn.MSELoss):
-        return Gaussian()
+        return Loss(as_likelihood(_NAMES[loss]))
     if isinstance(loss, nn.Module):
+        return _of_module(loss)
+    return Loss(as_likelihood(loss))
+
+
+def _of_module(loss: nn.Module) -> Loss:
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return Loss(Categorical(_array(loss.weight), loss.label_smoothing, loss.ignore_index), class_axis=1)
+    if isinstance(loss, nn.NLLLoss):
+        # log-probabilities are logits that are normalised already: softmax and curvature are the same
+        return Loss(Categorical(_array(loss.weight), 0.0, loss.ignore_index), class_axis=1)
+    if isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss) and loss.weight is not None:
         raise ValueError(
-            f"No likelihood for {type(loss).__name__}. Use nn.CrossEntropyLoss, nn.MSELoss or nn.BCEWithLogitsLoss, or "
-            "pass a likelihood of jax_core (jax_core.Custom takes any loss of one sample)."
+            f"nn.{type(loss).__name__}(weight=...) rescales single batch elements. Use pos_weight, or none."
         )
-    return as_likelihood(loss)
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        return Loss(Bernoulli(_array(loss.pos_weight)))
+    if isinstance(loss, nn.BCELoss):
+        return Loss(Bernoulli(), transform=logits_of_probabilities)
+    if isinstance(loss, nn.PoissonNLLLoss):
+        if not loss.log_input:
+            raise ValueError(
+                "nn.PoissonNLLLoss(log_input=False) takes rates. Let the model return their logarithm, with "
+                "log_input=True: a Gaussian over rates would put weight on negative ones."
+            )
+        return Loss(Poisson())
+    if isinstance(loss, nn.MSELoss):
+        return Loss(Gaussian())
+    reason = next((why for kind, why in _REFUSED.items() if isinstance(loss, kind)), None)
+    known = "Use nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.BCELoss or nn.PoissonNLLLoss"
+    raise ValueError(f"No likelihood for {type(loss).__name__}: {reason or f'unknown here. {known}'}; {_CUSTOM}.")
+
+
+def logits_of_probabilities(probabilities: jax.Array) -> jax.Array:
+    r"""$\log p - \log(1 - p)$, of probabilities that rounding has not carried to zero or one."""
+    eps = jnp.finfo(probabilities.dtype).eps
+    inside = jnp.clip(probabilities, eps, 1 - eps)
+    return jnp.log(inside) - jnp.log1p(-inside)
+
+
+def describe(likelihood: Likelihood) -> str:
+    """A likelihood as one line of text: equal for equal ones, in another process too."""
+    if isinstance(likelihood, Custom):
+        return f"Custom({getattr(likelihood.loss, '__qualname__', type(likelihood.loss).__name__)})"
+    fields = [f"{k}={v.tolist() if hasattr(v, 'tolist') else v!r}" for k, v in vars(likelihood).items() if k != "noise"]
+    return f"{type(likelihood).__name__}({', '.join(fields)})"
 
 
 def _array(tensor: Any) -> Any:

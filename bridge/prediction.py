@@ -12,68 +12,16 @@ import jax.numpy as jnp
 import torch
 
 from bridge.options import LinkName
-from bridge.placement import compiling_for, place_of
+from bridge.outputs import OutputLayout
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
-from jax_core.predictive import (
-    GaussianOutputs,
-    linearized_predictive,
-    link_by_name,
-    marginal_predictive,
-    moments,
-)
+from jax_core.predictive import GaussianOutputs, link_by_name, moments
 from jax_core.predictive.links import Link
 from jax_core.xla.compiled import as_jit_argument
 
-_JACOBIAN_BYTES = 2**30  # of one example
-_BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class OneExample:
-    """A traced model as ``model_fn(input, params)`` of one example; its buffers are data of the pytree."""
-
-    function: Callable[..., Any] = field(metadata={"static": True})
-    buffers: dict[str, jax.Array]
-    chosen_lowerings = True  # the tracer's: nothing is rewritten for the backend
-
-    @classmethod
-    def of(cls, traced: TracedModel) -> OneExample:
-        """The view of a traced model."""
-        return cls(traced.function, traced.buffers)
-
-    def __call__(self, x: Any, params: Any) -> jax.Array:
-        """The output for one example.
-
-        Raises:
-            TypeError: If the model returns anything but one tensor.
-        """
-        batch = jax.tree.map(lambda leaf: leaf[None], x)
-        outputs = self.function(self.buffers, params, *(batch if isinstance(batch, tuple | list) else (batch,)))
-        if not isinstance(outputs, jax.Array):
-            raise TypeError(
-                f"The model returns {type(outputs).__name__}; a likelihood needs one tensor of outputs per batch. Wrap "
-                "the model in a module whose forward returns that tensor."
-            )
-        return outputs[0]
-
-
-def tensors(tree: Any) -> Any:
-    """Inputs with every leaf a tensor; numpy arrays are wrapped.
-
-    Raises:
-        TypeError: For a leaf that is neither.
-    """
-
-    def tensor(leaf: Any) -> torch.Tensor:
-        if isinstance(leaf, str | bytes) or leaf is None:
-            raise TypeError(f"The inputs hold {leaf!r}. Give torch tensors or numpy arrays, as the model takes them.")
-        return leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf)
-
-    return jax.tree.map(tensor, tree)
+Finish = Callable[[GaussianOutputs], Any]
 
 
 def checked_inputs(traced: TracedModel, x: Any) -> Any:
@@ -94,15 +42,6 @@ def checked_inputs(traced: TracedModel, x: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(arrays), fitting)
 
 
-def predict_batch(traced: TracedModel, x: Any, predictive: Callable[..., Any], last: Any = None) -> Any:
-    """What ``predictive(model_fn)(inputs)``, and ``last`` of it, give for a batch, as torch tensors like it."""
-    batch = tensors(x)
-    inputs = checked_inputs(traced, batch)
-    with compiling_for(place_of(traced.params)):
-        result = predictive(OneExample.of(traced))(inputs)
-        return to_torch_like(jax.tree.leaves(batch)[0], result if last is None else last(result))
-
-
 def to_torch_like(reference: torch.Tensor, result: Any) -> Any:
     """JAX results as torch tensors on the reference's device and, if it is floating, in its dtype."""
     dtype = reference.dtype if reference.is_floating_point() else None
@@ -112,13 +51,19 @@ def to_torch_like(reference: torch.Tensor, result: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities of Gaussian logits."""
+    """Class probabilities of Gaussian logits, in the core's shape; of several positions, each by itself."""
 
     link: Link
+    shape: tuple[int, ...] = field(metadata={"static": True})
 
     def __call__(self, outputs: GaussianOutputs) -> jax.Array:
-        """``(B, C)``."""
-        return self.link(outputs.mean, outputs.covariance)
+        """``(B, *shape)``."""
+        classes, batch = self.shape[-1], outputs.mean.shape[0]
+        positions = math.prod(self.shape[:-1])
+        mean = outputs.mean.reshape(batch, positions, classes)
+        blocks = outputs.covariance.reshape(batch, positions, classes, positions, classes)
+        own = jnp.moveaxis(jnp.diagonal(blocks, axis1=1, axis2=3), -1, 1)  # (B, positions, C, C)
+        return self.link(mean, own).reshape(batch, *self.shape)
 
 
 def bernoulli_probabilities(outputs: GaussianOutputs) -> jax.Array:
@@ -127,36 +72,69 @@ def bernoulli_probabilities(outputs: GaussianOutputs) -> jax.Array:
     return jax.nn.sigmoid(outputs.mean / jnp.sqrt(1 + math.pi / 8 * variance))
 
 
-def prediction_from_gaussian(
-    likelihood: Likelihood, link: LinkName, key: jax.Array, num_samples: int
-) -> Callable[..., Any]:
-    """What turns Gaussian outputs into what the user asked for: probabilities, or mean and covariance."""
-    if isinstance(likelihood, Categorical):
-        return Probabilities(as_jit_argument(link_by_name(link, key=key, num_samples=num_samples)))
-    return bernoulli_probabilities if isinstance(likelihood, Bernoulli) else tuple
+def mean_and_variance(outputs: GaussianOutputs) -> tuple[jax.Array, jax.Array]:
+    """The mean and the variance of each output."""
+    return outputs.mean, jnp.diagonal(outputs.covariance, axis1=-2, axis2=-1)
 
 
-def predictive_for(link: LinkName, likelihood: Likelihood, jacobian_bytes: int) -> Callable[..., Any]:
-    """The exact predictive, or where one example's Jacobian is too large, that of the variances if they suffice.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InModelShape:
+    """A prediction in the model's shape; a covariance stays one over a sample's flattened outputs.
 
-    Raises:
-        ValueError: If they do not.
+    Attributes:
+        prediction: From Gaussian outputs.
+        layout: Of the model's outputs.
     """
-    if jacobian_bytes <= _JACOBIAN_BYTES:
-        return linearized_predictive
-    if isinstance(likelihood, Bernoulli) or (isinstance(likelihood, Categorical) and link in _BY_VARIANCE):
-        return marginal_predictive
-    raise ValueError(
-        f"The exact covariance of one example's outputs needs a Jacobian of {jacobian_bytes / 2**30:.1f} GiB. Use "
-        f"link_approx='probit', which takes variances alone, pred_type='nn', or a last-layer posterior: set "
-        "requires_grad=False on the other parameters before fit."
-    )
+
+    prediction: Finish
+    layout: OutputLayout = field(metadata={"static": True})
+
+    def __call__(self, outputs: GaussianOutputs) -> Any:
+        """Probabilities, a mean and a covariance, or a mean and variances."""
+        found = self.prediction(outputs)
+        if isinstance(found, GaussianOutputs):
+            order = self.layout.order
+            covariance = found.covariance[:, order][:, :, order] if self.layout.moved else found.covariance
+            return self.layout.to_model(found.mean), covariance
+        return jax.tree.map(self.layout.to_model, found)
 
 
-def prediction_from_samples(likelihood: Likelihood) -> Callable[[jax.Array], Any]:
-    """What turns sampled outputs ``(S, B, C)`` into the same kind of prediction."""
+def prediction_from_gaussian(
+    likelihood: Likelihood,
+    layout: OutputLayout,
+    link: LinkName,
+    key: jax.Array,
+    num_samples: int,
+    *,
+    variances: bool = False,
+) -> Finish:
+    """What turns Gaussian outputs into predictions in the core's shape: probabilities, or mean and (co)variance."""
     if isinstance(likelihood, Categorical):
-        return lambda samples: jax.nn.softmax(samples, axis=-1).mean(0)
+        named = link_by_name(link, key=key, num_samples=num_samples)
+        return Probabilities(as_jit_argument(named), layout.core_shape)
     if isinstance(likelihood, Bernoulli):
-        return lambda samples: jax.nn.sigmoid(samples).mean(0)
-    return lambda samples: tuple(moments(samples))
+        return bernoulli_probabilities
+    return mean_and_variance if variances else _unchanged
+
+
+def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
+    return outputs
+
+
+def prediction_from_samples(
+    likelihood: Likelihood, layout: OutputLayout, *, variances: bool = False
+) -> Callable[[jax.Array], Any]:
+    """What turns sampled outputs ``(S, B, *core_shape)`` into the same kind of prediction, in the model's shape."""
+    if isinstance(likelihood, Categorical):
+        return lambda samples: layout.to_model(jax.nn.softmax(samples, axis=-1).mean(0))
+    if isinstance(likelihood, Bernoulli):
+        return lambda samples: layout.to_model(jax.nn.sigmoid(samples).mean(0))
+    if variances:
+        return lambda samples: (layout.to_model(samples.mean(0)), layout.to_model(_variance(samples)))
+    finish = InModelShape(as_jit_argument(_unchanged), layout)
+    return lambda samples: finish(moments(samples))
+
+
+def _variance(samples: jax.Array) -> jax.Array:
+    return samples.var(0, ddof=min(1, len(samples) - 1))

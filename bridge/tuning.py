@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bridge.dataloader import ToBatch, read_first
+from bridge.fitting import FittedModel, batch_check, checked_passes
 from bridge.options import one_of
 from bridge.placement import compiling_for, place_of
-from jax_core.data.batches import Batch
+from bridge.prediction import prediction_from_gaussian
+from bridge.state import LaplaceState
 from jax_core.data.trees import get_size
-from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
+from jax_core.predictive import GaussianOutputs
 from jax_core.tuning import (
     Objective,
     Score,
@@ -28,7 +30,6 @@ from jax_core.tuning import (
     objective_by_name,
     spectrum,
 )
-from jax_core.types import ModelFn, Params
 
 TuningMethod: TypeAlias = Literal["marglik", "gridsearch"]
 
@@ -46,37 +47,61 @@ def check_arguments(method: TuningMethod, *, val_loader: Any, grid: Any, layerwi
         raise ValueError("method='gridsearch' needs val_loader= and finds one precision for all layers.")
 
 
-def score_of(objective: Objective | Score, likelihood: Likelihood, sigma_noise: float) -> Score:
-    """A name or a function as a score."""
-    return objective if callable(objective) else objective_by_name(objective, likelihood, sigma_noise=sigma_noise)
+def tune(
+    la: LaplaceState,
+    val_loader: Iterable[Any] | None,
+    objective: Objective | Score,
+    grid: Any,
+    *,
+    layerwise: bool,
+    to_batch: ToBatch | None,
+) -> Tuned:
+    """The best prior precision: by the evidence, or on held-out data where they are given.
 
-
-@dataclass(frozen=True)
-class PriorSearch:
-    """A model at its trained parameters and their curvature, scaled by noise and temperature."""
-
-    model_fn: ModelFn
-    params: Params
-    curvature: Operator
-
-    def by_evidence(self, prior_mean: float, *, layerwise: bool, progress: bool) -> Tuned:
-        """The largest evidence: exact for one precision, by gradient ascent from there for one per layer."""
-        leaves = jax.tree.leaves(self.params)
-        squared_norm = sum(float(jnp.sum((leaf - prior_mean) ** 2)) for leaf in leaves)
-        tuned = maximize_evidence(spectrum(self.curvature), get_size(self.params), squared_norm)
-        if not layerwise:
+    Raises:
+        ValueError: If data or objective do not fit the model.
+    """
+    fit, _ = la.fit_result()
+    curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
+    if val_loader is None:
+        tuned = _by_evidence(fit, curvature, la.core_prior_mean, layerwise=layerwise, progress=la.options.progress)
+        if not isinstance(tuned.prior_precision, np.ndarray):
             return tuned
-        loss = evidence_loss(self.curvature, self.params, prior_mean=prior_mean)
-        return gradient_descent(loss, np.full(len(leaves), tuned.prior_precision), progress=progress)
+        to_torch = la.order.to_torch
+        return tuned._replace(prior_precision=to_torch(tuned.prior_precision), precisions=to_torch(tuned.precisions))
+    link = (la.link_approx, jax.random.key(la.seed), la.n_samples)
+    finish = prediction_from_gaussian(fit.loss.likelihood, fit.layout, *link)
+    score = _score_of(objective, fit, la.hyperparameters.sigma_noise)
+    check = batch_check(fit.traced, fit.loss, fit.layout)
+    _, val_loader = read_first(val_loader, to_batch)
+    batches = checked_passes(val_loader, fit.traced, check, la.reading, to_batch)
+    with compiling_for(place_of(fit.params)):
+        losses = held_out_losses(fit.model_fn, fit.params, curvature, batches, score, finish)
+        return grid_search(losses, grid)
 
-    def by_grid(
-        self,
-        batches: Iterable[Batch],
-        score: Callable[[Any, Any], Any],
-        finish: Callable[..., Any],
-        grid: Any,
-    ) -> Tuned:
-        """The smallest score of held-out data over a grid."""
-        with compiling_for(place_of(self.params)):
-            losses = held_out_losses(self.model_fn, self.params, self.curvature, batches, score, finish)
-            return grid_search(losses, grid)
+
+def _by_evidence(fit: FittedModel, curvature: Operator, prior_mean: Any, *, layerwise: bool, progress: bool) -> Tuned:
+    """The largest evidence: exact for one precision, by gradient ascent from there for one per layer."""
+    leaves = jax.tree.leaves(fit.params)
+    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+    squared_norm = float(jnp.sum((flat - prior_mean) ** 2))
+    tuned = maximize_evidence(spectrum(curvature), get_size(fit.params), squared_norm)
+    if not layerwise:
+        return tuned
+    loss = evidence_loss(curvature, fit.params, prior_mean=prior_mean)
+    return gradient_descent(loss, np.full(len(leaves), tuned.prior_precision), progress=progress)
+
+
+def _score_of(objective: Objective | Score, fit: FittedModel, sigma_noise: Any) -> Callable[[Any, Any], Any]:
+    """A score of predictions in the core's shape; a function of the user's gets them in the model's."""
+    layout = fit.layout
+    if not callable(objective):
+        sigma_noise = sigma_noise if isinstance(sigma_noise, float | int) else sigma_noise.reshape(-1)  # one per output
+        return objective_by_name(objective, fit.loss.likelihood, sigma_noise=sigma_noise)
+
+    def score(predictions: Any, target: Any) -> Any:
+        if isinstance(predictions, GaussianOutputs):
+            return objective(GaussianOutputs(layout.to_model(predictions.mean), predictions.covariance), target)
+        return objective(layout.to_model(predictions), target)
+
+    return score

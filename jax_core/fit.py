@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
@@ -41,6 +41,7 @@ class Fitted(ShortRepr):
         num_total_samples: Samples they stand for.
         outputs_per_sample: Scalar outputs of one sample.
         plan: How a low rank was found, and why so.
+        batch_nll: Negative log-likelihood of each batch seen, unscaled; empty for a fit that was read from a file.
     """
 
     curvature: Operator
@@ -49,6 +50,7 @@ class Fitted(ShortRepr):
     num_total_samples: int
     outputs_per_sample: int
     plan: Plan | None
+    batch_nll: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def num_outputs(self) -> int:
@@ -58,7 +60,10 @@ class Fitted(ShortRepr):
     def log_likelihood(self, likelihood: Likelihood, sigma_noise: float = 1.0) -> Array:
         r"""$\log p(\mathcal D \mid \theta^*)$, normalised by the noise where the likelihood is Gaussian."""
         if isinstance(likelihood, Gaussian):
-            return gaussian_log_likelihood(self.nll, self.num_outputs, sigma_noise)
+            known = gaussian_log_likelihood(self.nll, self.num_outputs, sigma_noise)
+            return (
+                known if likelihood.noise is None else known - self.num_total_samples * jnp.log(likelihood.noise).sum()
+            )
         return jnp.asarray(-self.nll)
 
 
@@ -134,7 +139,8 @@ def fit_curvature(
         curvature = curvature if order.as_stored else curvature.permute(order.places(params))
     total = sums.samples if num_total_samples is None else num_total_samples
     factor = total / sums.samples
-    return Fitted(curvature.rescale(factor), sums.nll * factor, sums.samples, total, sums.outputs_per_sample, plan)
+    seen = (sums.samples, total, sums.outputs_per_sample)
+    return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll))
 
 
 def make_plan(source: Source, options: FitOptions) -> Plan:

@@ -65,6 +65,7 @@ class Categorical:
         if jnp.issubdtype(target.dtype, jnp.inexact):
             one_hot, seen = target.astype(outputs.dtype), jnp.ones(target.shape[:-1], bool)
         else:
+            target = target.astype(jnp.int32)  # ignore_index=-100 means class 156 to an unsigned byte
             seen = jnp.ones(target.shape, bool) if self.ignore_index is None else target != self.ignore_index
             one_hot = jax.nn.one_hot(target, classes, dtype=outputs.dtype)
         smooth = (1.0 - self.label_smoothing) * one_hot + self.label_smoothing / classes
@@ -93,19 +94,32 @@ class Categorical:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Gaussian:
-    r"""Regression, $\tfrac12 \lVert f - y \rVert^2$ and $H = I$; the noise enters later, as ``sigma_noise``."""
+    r"""Regression, $\tfrac12 \lVert (f - y) / \sigma \rVert^2$ and $H = \operatorname{diag}(\sigma^{-2})$.
+
+    Noise that is one number enters later, as ``sigma_noise``: it scales the curvature, which needs no new pass over the
+    data. Noise that differs between outputs belongs to the loss.
+
+    Attributes:
+        noise: $\sigma$ per output, in the outputs' shape, or ``None`` for ones.
+    """
+
+    noise: Float[Array, "*output"] | None = None
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
-        """See :meth:`Likelihood.nll`."""
-        return _per_sample(0.5 * jnp.square(outputs - _like(target, outputs)))
+        """See :meth:`Likelihood.nll`, without the constant of the normal density."""
+        return _per_sample(0.5 * jnp.square(self._in_noise(outputs - _like(target, outputs))))
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
-        return vector
+        return self._in_noise(self._in_noise(vector))
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
-        return outputs + jax.random.normal(key, outputs.shape, outputs.dtype)
+        noise = jax.random.normal(key, outputs.shape, outputs.dtype)
+        return outputs + (noise if self.noise is None else noise * self.noise.astype(outputs.dtype))
+
+    def _in_noise(self, values: Outputs) -> Outputs:
+        return values if self.noise is None else values / self.noise.astype(values.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -139,6 +153,24 @@ class Bernoulli:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Poisson:
+    r"""Counts with rate $e^f$: $e^f - y f$ and $H = \operatorname{diag}(e^f)$, torch's ``PoissonNLLLoss``."""
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        """See :meth:`Likelihood.nll`, without the constant, the logarithm of y factorial."""
+        return _per_sample(jnp.exp(outputs) - _like(target, outputs) * outputs)
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        """See :meth:`Likelihood.hessian_mv`."""
+        return jnp.exp(outputs) * vector
+
+    def sample(self, key: Array, outputs: Outputs) -> Array:
+        """See :meth:`Likelihood.sample`."""
+        return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Unweighted:
     r"""No loss at all, $H = I$: the GGN becomes $\sum_i J_i^\top J_i$ and targets are ignored."""
 
@@ -159,6 +191,9 @@ class Unweighted:
 @dataclass(frozen=True)
 class Custom:
     """Any twice differentiable ``loss(output, target) -> scalar`` of one sample.
+
+    ``output`` is one sample's, as the model gives it without its batch axis; ``target`` is one sample's entry of
+    whatever the loader yields: an array, or a tuple or mapping of arrays (time and event of a survival model).
 
     Products with its Hessian are forward-over-reverse derivatives. A loss that is not convex in the output gives an
     indefinite GGN, which the low-rank reductions refuse.

@@ -38,13 +38,19 @@ class DataSums:
     """Running sums over batches.
 
     Attributes:
-        nll: Negative log-likelihood.
+        batch_nll: Negative log-likelihood of each batch.
         samples: Samples seen.
         outputs: Scalar outputs seen.
     """
 
     def __init__(self) -> None:
-        self.nll, self.samples, self.outputs = 0.0, 0, 0
+        self.batch_nll: list[float] = []
+        self.samples, self.outputs = 0, 0
+
+    @property
+    def nll(self) -> float:
+        """Negative log-likelihood of all."""
+        return sum(self.batch_nll)
 
     @property
     def outputs_per_sample(self) -> int:
@@ -52,7 +58,7 @@ class DataSums:
         return self.outputs // max(self.samples, 1)
 
     def add(self, batch: BatchSums, number: int) -> None:
-        """Count a batch.
+        """Count a batch, or a part of one.
 
         Raises:
             FloatingPointError: If its loss is not finite, naming the batch.
@@ -63,7 +69,8 @@ class DataSums:
                 f"The loss of batch {number} is {nll}: the model's outputs there are NaN or infinite, or its "
                 "targets do not fit them. Look at that batch, and at the model's weights."
             )
-        self.nll += nll
+        self.batch_nll += [0.0] * (number + 1 - len(self.batch_nll))
+        self.batch_nll[number] += nll
         self.samples += int(batch.samples)
         self.outputs += int(batch.outputs)
 

@@ -14,7 +14,7 @@ class ShortRepr:
 
     def __repr__(self) -> str:
         """The class with its fields."""
-        shown = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))
+        shown = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self) if field.repr)
         return f"{type(self).__name__}({shown})"
 
 

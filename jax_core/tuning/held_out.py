@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -108,7 +109,7 @@ def objective_by_name(name: Objective, likelihood: Likelihood, *, sigma_noise: f
     """
     gaussian = isinstance(likelihood, Gaussian)
     if name == "nll" and isinstance(likelihood, Categorical):
-        return nll_categorical
+        return partial(_nll_counted, likelihood.ignore_index)
     if name == "nll" and isinstance(likelihood, Bernoulli):
         return _nll_bernoulli
     if name == "nll" and gaussian:
@@ -118,7 +119,7 @@ def objective_by_name(name: Objective, likelihood: Likelihood, *, sigma_noise: f
             chi_squared(*_moments(outputs, sigma_noise), target.reshape(outputs[0].shape)) - 1
         )
     if name == "ece" and isinstance(likelihood, Categorical):
-        return _calibration_error
+        return partial(_calibration_error, likelihood.ignore_index)
     raise ValueError(
         f"The objective {name!r} does not go with {type(likelihood).__name__}. Choose 'nll', for classification also "
         "'ece', for regression also 'chi2', or pass a score."
@@ -136,6 +137,20 @@ def _nll_bernoulli(prob: Array, target: Array) -> Array:
     return -jnp.where(jnp.isnan(chosen), 0.0, chosen).sum(-1).mean()
 
 
-def _calibration_error(prob: Array, target: Array) -> Array:
+def _counted(ignore_index: int | None, prob: Array, target: Array) -> tuple[Array, Array]:
+    """Probabilities ``(N, C)`` and classes ``(N,)`` of the positions that are not ignored."""
+    if ignore_index is None or jnp.issubdtype(target.dtype, jnp.inexact):
+        return prob, target
+    target = target.astype(jnp.int32)
+    seen = target != ignore_index
+    return (prob, target) if bool(seen.all()) else (prob[seen], target[seen])
+
+
+def _nll_counted(ignore_index: int | None, prob: Array, target: Array) -> Array:
+    return nll_categorical(*_counted(ignore_index, prob, target))
+
+
+def _calibration_error(ignore_index: int | None, prob: Array, target: Array) -> Array:
+    prob, target = _counted(ignore_index, prob, target)
     correct = prob.argmax(-1) == target
-    return expected_calibration_error(prob.max(-1), correct, num_bins=15)
+    return expected_calibration_error(prob.max(-1).reshape(-1), correct.reshape(-1), num_bins=15)

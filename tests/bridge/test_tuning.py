@@ -185,7 +185,7 @@ def test_one_precision_per_layer_has_the_larger_evidence(structure):
     np.testing.assert_allclose(tuned.losses[0], scalar.loss, rtol=1e-4)
     assert la.log_marginal_likelihood() > evidence
     np.testing.assert_allclose(la.log_marginal_likelihood() - evidence, scalar.loss - tuned.loss, rtol=1e-2)
-    best = np.array(la.prior_precision)
+    best = la.prior_precision.numpy()
     for layer in range(4):
         for factor in (0.5, 2.0):
             la.prior_precision = best * np.where(np.arange(4) == layer, factor, 1.0)

@@ -1,0 +1,155 @@
+"""How a model is approximated: options and hyperparameters, each validated when it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge import hyperparameters
+from bridge.fitting import ReadOptions
+from bridge.hyperparameters import Hyperparameters, Value, shown
+from bridge.losses import Loss
+from bridge.options import LinkName, one_of, whole
+from bridge.parameter_order import ParameterOrder
+from jax_core.fit import FitOptions
+from jax_core.likelihoods import Gaussian, Likelihood
+
+
+class Description(nn.Module):
+    """A model and how it is to be approximated; what follows from a changed hyperparameter is the subclass's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        options: FitOptions,
+        reading: ReadOptions,
+        *,
+        link_approx: LinkName,
+        n_samples: int,
+        seed: int,
+        prior_precision: Any,
+        prior_mean: Any,
+        sigma_noise: Any,
+        temperature: Any,
+    ) -> None:
+        """Validate and keep the description."""
+        super().__init__()
+        self.model, self.loss, self.options, self.reading, self.seed = model, loss, options, reading, seed
+        self.order = ParameterOrder.of(model)
+        self.link_approx, self.n_samples = link_approx, n_samples
+        self._hyper = Hyperparameters(
+            hyperparameters.prior_precision(prior_precision, self.order),
+            hyperparameters.prior_mean(prior_mean, self.order),
+            self._noise(sigma_noise),
+            hyperparameters.temperature(temperature),
+        )
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood, of outputs with classes last."""
+        return self.loss.likelihood
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """All of them, in the order of ``model.parameters()``."""
+        return self._hyper
+
+    @property
+    def link_approx(self) -> LinkName:
+        """From Gaussian logits to probabilities."""
+        return self._link_approx
+
+    @link_approx.setter
+    def link_approx(self, value: LinkName) -> None:
+        one_of("link_approx", value, LinkName)
+        self._link_approx: LinkName = value
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of the link ``"mc"`` and of ``pred_type="nn"``."""
+        return self._n_samples
+
+    @n_samples.setter
+    def n_samples(self, value: int) -> None:
+        whole("n_samples", value)
+        self._n_samples = value
+
+    @property
+    def prior_precision(self) -> float | torch.Tensor:
+        """A number, or one per tensor or parameter, as in ``model.parameters()``; setting it takes no new fit."""
+        return shown(self._hyper.prior_precision)
+
+    @prior_precision.setter
+    def prior_precision(self, value: Any) -> None:
+        self._change(prior_precision=hyperparameters.prior_precision(value, self.order))
+
+    @property
+    def prior_mean(self) -> float | torch.Tensor:
+        """The mean of the prior, like :attr:`prior_precision`; only the evidence depends on it."""
+        return shown(self._hyper.prior_mean)
+
+    @prior_mean.setter
+    def prior_mean(self, value: Any) -> None:
+        self._change(prior_mean=hyperparameters.prior_mean(value, self.order))
+
+    @property
+    def sigma_noise(self) -> float | torch.Tensor:
+        """Standard deviation of a regression's noise; after ``fit`` one number for another takes no new fit."""
+        return shown(self._hyper.sigma_noise)
+
+    @sigma_noise.setter
+    def sigma_noise(self, value: Any) -> None:
+        noise = self._noise(value)
+        if self.is_fitted and not (isinstance(noise, float | int) and isinstance(self._hyper.sigma_noise, float | int)):
+            raise ValueError(
+                "Noise that differs between outputs is part of the curvature. Construct a Laplace with this "
+                "sigma_noise= and "
+                "fit it."
+            )
+        self._change(sigma_noise=noise)
+
+    @property
+    def temperature(self) -> float:
+        """Above one it flattens the likelihood."""
+        return self._hyper.temperature
+
+    @temperature.setter
+    def temperature(self, value: Any) -> None:
+        self._change(temperature=hyperparameters.temperature(value))
+
+    def _noise(self, value: Any) -> Value:
+        noise = hyperparameters.sigma_noise(value)
+        if not isinstance(self.likelihood, Gaussian) and not (isinstance(noise, float | int) and noise == 1.0):
+            raise ValueError(
+                f"sigma_noise={value!r} with the likelihood {type(self.likelihood).__name__}: noise belongs to "
+                "regression. "
+                "Leave it out, or use likelihood='regression'."
+            )
+        return noise
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a posterior."""
+        return False
+
+    def _change(self, **values: Any) -> None:
+        self._hyper = dataclasses.replace(self._hyper, **values)
+
+    def current_order(self) -> ParameterOrder:
+        """The parameters that a fit would cover now.
+
+        Raises:
+            ValueError: If they are no longer those that a hyperparameter was given for, one number each.
+        """
+        order = ParameterOrder.of(self.model)
+        each = [n for n in ("prior_precision", "prior_mean") if not isinstance(getattr(self._hyper, n), float | int)]
+        if order != self.order and each:
+            raise ValueError(
+                f"{each[0]} was given per parameter, and since then other parameters have requires_grad=True. "
+                "Construct the Laplace anew, after freezing."
+            )
+        return order

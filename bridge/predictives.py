@@ -1,0 +1,137 @@
+"""What ``la(x)`` asks the core for, by the kind of prediction, the likelihood and the size of the outputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import torch
+
+from bridge.fitting import FittedModel
+from bridge.options import LinkName, PredictionType
+from bridge.placement import compiling_for, place_of
+from bridge.prediction import (
+    InModelShape,
+    checked_inputs,
+    prediction_from_gaussian,
+    prediction_from_samples,
+    to_torch_like,
+)
+from jax_core.likelihoods import Bernoulli, Categorical
+from jax_core.posterior import Posterior
+from jax_core.predictive import joint_predictive, linearized_predictive, marginal_predictive, sampled_predictive
+from jax_core.xla.compiled import as_jit_argument
+
+_JACOBIAN_BYTES = 2**30  # of one example
+_COVARIANCE_BYTES = 2**30  # of a batch
+_BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; see :meth:`bridge.Laplace.forward`."""
+
+    pred_type: PredictionType
+    link: LinkName
+    num_samples: int
+    key: jax.Array
+    variances: bool
+
+
+def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) -> Any:
+    """A prediction for a batch of tensors."""
+    likelihood, layout = fit.loss.likelihood, fit.layout
+    variances = request.variances or _too_large(fit, x)
+    if request.pred_type == "nn":
+        drawn = {"key": request.key, "num_samples": request.num_samples}
+        finish = prediction_from_samples(likelihood, layout, variances=variances)
+        return _pushed(
+            fit, x, lambda model_fn, inputs: finish(sampled_predictive(model_fn, posterior, **drawn)(inputs))
+        )
+    how = (request.link, request.key, request.num_samples)
+    inner = prediction_from_gaussian(likelihood, layout, *how, variances=variances)
+    last = InModelShape(as_jit_argument(inner), layout)
+    predictive = _predictive_for(fit, request.link, variances=variances)
+    return _pushed(fit, x, lambda model_fn, inputs: predictive(model_fn, posterior, finish=last)(inputs))
+
+
+def distribution(fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance of the outputs for a batch of tensors; the mean in the model's shape."""
+    layout = fit.layout
+
+    def push(model_fn: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        if not joint:
+            mean, covariance = linearized_predictive(model_fn, posterior)(inputs)
+            order = layout.order
+            return layout.to_model(mean), covariance[:, order][:, :, order] if layout.moved else covariance
+        mean, covariance = joint_predictive(model_fn, posterior)(inputs)
+        order = layout.order
+        return layout.to_model(mean), covariance[:, order][:, :, :, order] if layout.moved else covariance
+
+    return _pushed(fit, x, push)
+
+
+def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any]) -> Any:
+    """What ``push(model_fn, inputs)`` gives for a batch of tensors, as tensors like it."""
+    first = jax.tree.leaves(x)[0]
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(x)):
+        warnings.warn(
+            "The input requires a gradient, and predictions of a Laplace approximation are not differentiable by "
+            "torch: "
+            "none will come back. Call la(x.detach()), or predict under torch.no_grad().",
+            stacklevel=5,
+        )
+    inputs = checked_inputs(fit.traced, x)
+    with compiling_for(place_of(fit.traced.params)):
+        result = to_torch_like(first, push(fit.model_fn, inputs))
+    return _as_of_one(fit, first, result)
+
+
+def _as_of_one(fit: FittedModel, first: torch.Tensor, result: Any) -> Any:
+    """A batch of one in the shape that the model gives it, where ``squeeze()`` takes its batch axis."""
+    of_one, full = fit.layout.of_one, (1, *fit.layout.shape)
+    if of_one is None or first.shape[0] != 1:
+        return result
+    return jax.tree.map(lambda leaf: leaf.reshape(of_one) if tuple(leaf.shape) == full else leaf, result)
+
+
+def _is_regression(fit: FittedModel) -> bool:
+    return not isinstance(fit.loss.likelihood, Categorical | Bernoulli)
+
+
+def _too_large(fit: FittedModel, x: Any) -> bool:
+    """Whether a regression's covariance would not fit, with a warning that says so."""
+    outputs, count = fit.layout.size, jax.tree.leaves(x)[0].shape[0]
+    needed = 4 * max(count, 1) * outputs**2
+    if not _is_regression(fit) or needed <= _COVARIANCE_BYTES:
+        return False
+    warnings.warn(
+        f"The covariance of {outputs} outputs for each of {count} samples would take {needed / 2**30:.1f} GiB: "
+        "variances "
+        "are returned in its place, as with diagonal_output=True. Give smaller batches for the covariance.",
+        stacklevel=5,
+    )
+    return True
+
+
+def _predictive_for(fit: FittedModel, link: LinkName, *, variances: bool) -> Callable[..., Any]:
+    """The exact predictive, or where one example's Jacobian is too large, that of the variances if they suffice.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if fit.jacobian_bytes <= _JACOBIAN_BYTES:
+        return linearized_predictive
+    likelihood = fit.loss.likelihood
+    by_variance = isinstance(likelihood, Categorical) and link in _BY_VARIANCE
+    if variances or by_variance or isinstance(likelihood, Bernoulli):
+        return marginal_predictive
+    remedy = "diagonal_output=True" if _is_regression(fit) else "link_approx='probit', which takes variances alone"
+    raise ValueError(
+        f"The exact covariance of one example's outputs needs a Jacobian of {fit.jacobian_bytes / 2**30:.1f} GiB. Use "
+        f"{remedy}, pred_type='nn', or a last-layer posterior: set requires_grad=False on the other parameters before "
+        "fit."
+    )

@@ -1,0 +1,184 @@
+"""What a Laplace object is: a model, how it is approximated, its hyperparameters and, once fitted, its posterior."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bridge.against_torch import compare_outputs
+from bridge.description import Description
+from bridge.fitting import FittedModel, with_noise
+from bridge.hyperparameters import Hyperparameters, in_core, per_parameter
+from bridge.losses import Loss
+from bridge.outputs import OutputLayout
+from bridge.precision import in_float32
+from bridge.prediction import checked_inputs
+from bridge.serialization import Record, unpack
+from bridge.tracing.checks import unwrap
+from bridge.weights import WeightWatch
+from jax_core.fit import Fitted
+from jax_core.lowrank.plan import Plan
+from jax_core.posterior import Evidence, Posterior, log_marginal_likelihood
+
+
+class LaplaceState(Description):
+    """The state of :class:`~bridge.laplace.Laplace`, each part validated when it is set.
+
+    The posterior belongs to the weights that the model had at ``fit``: whatever needs it raises ``RuntimeError`` before
+    ``fit``, and once the weights have changed since.
+    """
+
+    def __init__(self, *description: Any, **hyperparameters: Any) -> None:
+        """Keep the description, see :class:`~bridge.description.Description`; there is no posterior yet."""
+        super().__init__(*description, **hyperparameters)
+        self._fit: FittedModel | None = None
+        self._posterior: Posterior | None = None
+        self._verified = True
+        self._record: bytes | None = None
+
+    def loss_for(self, layout: OutputLayout, hyper: Hyperparameters) -> Loss:
+        """The loss with the noise per output in it."""
+        return with_noise(self.loss, hyper.sigma_noise, layout)
+
+    def _change(self, **values: Any) -> None:
+        hyper = dataclasses.replace(self._hyper, **values)
+        if self._fit is not None:
+            self._posterior = self._fit.posterior(hyper.prior_precision, hyper.scale, self.order)
+        self._hyper = hyper
+
+    def adopt(self, fit: FittedModel, hyper: Hyperparameters, *, verified: bool = True) -> None:
+        """Take a fit for one's own; ``verified`` says whether its trace was compared with torch."""
+        self.order = self.current_order()
+        self._posterior = fit.posterior(hyper.prior_precision, hyper.scale, self.order)
+        self._fit, self._hyper, self._verified, self._record = fit, hyper, verified, None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a posterior."""
+        return self._fit is not None or self._record is not None
+
+    def fit_result(self, *, check_weights: bool = True) -> tuple[FittedModel, Posterior]:
+        """The fit and the posterior.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+        """
+        if self._record is not None:
+            self._restore(unpack(self._record, "What was kept of this Laplace"))
+        if self._fit is None or self._posterior is None:
+            raise RuntimeError("This Laplace has no posterior yet. Call fit(train_loader) first.")
+        if check_weights:
+            traced = self._fit.traced
+            moved = self._fit.watch.moved(self.model, {**traced.params, **traced.buffers})
+            if moved:
+                raise RuntimeError(
+                    f"The model's weights have changed since fit "
+                    f"({', '.join(moved[:3])}{', ...' if moved[3:] else ''}), and "
+                    "the posterior belongs to the old ones. Call fit(train_loader) again, or load the state dict that "
+                    "was "
+                    "in force at fit."
+                )
+        return self._fit, self._posterior
+
+    def verify_on(self, x: Any) -> None:
+        """Compare a trace that was made without data with torch, on the first batch that it is to predict.
+
+        Raises:
+            MismatchError: If they differ.
+        """
+        if self._verified:
+            return
+        fit = self.fit_result()[0]
+        compare_outputs(in_float32(unwrap(self.model)), fit.traced, checked_inputs(fit.traced, x))
+        self._verified = True
+
+    def _restore(self, record: Record) -> None:
+        from bridge.checkpoint import restore  # it builds on this module
+
+        restore(record, self)
+
+    @property
+    def posterior(self) -> Posterior:
+        """The Gaussian over weights, in JAX's order of parameters (sorted names)."""
+        return self.fit_result()[1]
+
+    @property
+    def fitted(self) -> Fitted:
+        """The reduced curvature and what it was computed from."""
+        return self.fit_result()[0].fitted
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the low rank was found and why so; ``None`` for the other structures."""
+        return self.fitted.plan
+
+    def evidence(self) -> Evidence:
+        """The log marginal likelihood in its three parts."""
+        fit, posterior = self.fit_result()
+        noise = self._hyper.sigma_noise
+        log_likelihood = fit.fitted.log_likelihood(
+            fit.loss.likelihood, noise if isinstance(noise, float | int) else 1.0
+        )
+        return log_marginal_likelihood(posterior, log_likelihood / self.temperature, prior_mean=self.core_prior_mean)
+
+    @property
+    def core_prior_mean(self) -> Any:
+        """The mean of the prior, a number or one per parameter, in the core's order."""
+        return in_core(per_parameter(self._hyper.prior_mean, self.order), self.order.to_core)
+
+    def log_marginal_likelihood(self) -> float:
+        """The Laplace approximation of the log evidence of the training data."""
+        return float(self.evidence().total)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The posterior as bytes, for ``state_dict``; empty before ``fit``."""
+        return torch.frombuffer(bytearray(self._kept_bytes() or b""), dtype=torch.uint8) if self.is_fitted else _NOTHING
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Take the posterior of a state dict, once the weights are loaded too."""
+        self._record = state.numpy().tobytes() if state.numel() else self._record
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights and posterior.
+
+        Raises:
+            ValueError: If the posterior is of another likelihood, structure or set of parameters, before anything is
+                changed.
+        """
+        from bridge.checkpoint import check_description  # it builds on this module
+
+        extra = state_dict.get("_extra_state")
+        if isinstance(extra, torch.Tensor) and extra.numel():
+            check_description(unpack(extra.numpy().tobytes(), "The state dict"), self)
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if self._record is not None:
+            self.fit_result(check_weights=False)
+        return result
+
+    def _kept_bytes(self) -> bytes | None:
+        from bridge.checkpoint import to_bytes  # it builds on this module
+
+        if self._record is not None or self._fit is None:
+            return self._record
+        return to_bytes(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: programs are left behind, and traced again where they are needed."""
+        return {**self.__dict__, "_fit": None, "_posterior": None, "_record": self._kept_bytes()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LaplaceState:
+        """A copy with a model of its own; the fit, which never changes, is shared."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        shared = {"_fit", "_posterior", "loss", "options", "reading", "order", "_hyper", "_record"}
+        new.__dict__.update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        if new._fit is not None:
+            new._fit = dataclasses.replace(new._fit, watch=WeightWatch(new.model))
+        return new
+
+
+_NOTHING = torch.zeros(0, dtype=torch.uint8)
