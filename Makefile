@@ -7,12 +7,15 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help mnist tutorial test bench lint format clean
+.PHONY: help mnist tutorial test test-all test-zoo test-oldest test-py bench lint format clean
 
 help:
 	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
 	@echo "make tutorial  the same story in JAX alone, on jax_core (results/tutorial)"
-	@echo "make test      run the tests"
+	@echo "make test      run the tests, without most of the model zoo"
+	@echo "make test-all  run every test, compiled as users compile"
+	@echo "make test-zoo  run one third of the zoo, TURN=0, 1 or 2, compiled so too"
+	@echo "make test-oldest, make test-py  the tests with the oldest packages allowed, and on each Python"
 	@echo "make bench     ours beside the peers: an hour"
 	@echo "make lint      ruff and pyright"
 
@@ -23,8 +26,41 @@ tutorial: $(VENV)/.installed-examples
 	$(BIN)/python examples/tutorial.py $(ARGS)
 
 # One OpenMP thread: torch's threads spin while they wait, which costs more than they bring beside JAX's own.
+# A worker steals from the end of another's share, so that tests of one file, which share models, stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Most of the tests' time is XLA's, for programs that run for milliseconds. The same HLO passes, then machine code by
+# the shortest way: half of the processor time. What that leaves out, `make test-all` and the zoo's turn compile in full.
+QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
+
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	XLA_FLAGS="$(QUICK)" $(PYTEST) -m "not zoo" $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST) $(ARGS)
+
+# The commit's hash chooses: commits take turns. Without git, the first third.
+TURN ?= $(shell echo $$((0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0) % 3)))
+
+test-zoo: $(VENV)/.installed-test
+	@echo "Turn $(TURN) of the zoo"
+	BRIDGE_ZOO=$(TURN) $(PYTEST) -m zoo $(ARGS)
+
+test-oldest: .venv-oldest/.installed-test
+	$(MAKE) test VENV=.venv-oldest
+
+# pip takes the newest of each package; uv can take the oldest that pyproject.toml allows.
+.venv-oldest/.installed-test: pyproject.toml
+	$(MAKE) .venv-oldest/bin/python VENV=.venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/python -m uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
+		--editable '.[test]'
+	@touch $@
+
+test-py:
+	@for python in python3.11 python3.12 python3.13; do \
+		$$python -c '' 2>/dev/null || { echo "$$python is missing: left out"; continue; }; \
+		$(MAKE) test VENV=.venv-$$python PYTHON=$$python || exit 1; done
 
 BENCHMARKS := product against_laplax fit_and_predict whole_dataset quality large choice growth tracing
 
@@ -41,7 +77,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf .venv .venv-* results
 
 # A stamp per extra: a second run installs nothing, a changed pyproject.toml installs anew.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python

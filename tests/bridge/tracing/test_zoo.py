@@ -13,7 +13,7 @@ from bridge.tracing import trace
 torchvision = pytest.importorskip("torchvision")
 transformers = pytest.importorskip("transformers")
 
-# one of each family by default, on small images; BRIDGE_ZOO=all runs every one, as benchmarks/tracing.py does
+# on small images; `make test` runs these
 SMALL = {
     "alexnet": 64,
     "resnet18": 32,
@@ -21,6 +21,7 @@ SMALL = {
     "shufflenet_v2_x0_5": 32,
     "mobilenet_v3_small": 32,
 }
+# the rest of the families, marked `zoo`: all of them, or by turns every third where BRIDGE_ZOO is 0, 1 or 2
 LARGE = {
     "vgg11_bn": 32,
     "googlenet": 64,
@@ -40,7 +41,8 @@ LARGE = {
     "swin_v2_t": 64,
     "maxvit_t": 224,
 }
-CHOSEN = {**SMALL, **LARGE} if os.environ.get("BRIDGE_ZOO") == "all" else SMALL
+TURN = os.environ.get("BRIDGE_ZOO", "all")
+CHOSEN = list(LARGE) if TURN == "all" else list(LARGE)[int(TURN) :: 3]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -60,10 +62,10 @@ def carried(model, inputs, more):
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.zoo) for name in CHOSEN)])
 def test_torchvision_models_are_carried(name):
     torch.manual_seed(0)
-    size = CHOSEN[name]
+    size = {**SMALL, **LARGE}[name]
     model = getattr(torchvision.models, name)(weights=None)
     carried(model, (torch.randn(2, 3, size, size),), (torch.randn(5, 3, size, size),))
 
