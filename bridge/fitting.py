@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -15,7 +17,7 @@ from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
 from bridge.dataloader import ToBatch, check_inputs, passes_over, read_first
 from bridge.hyperparameters import Hyperparameters, Value, in_core
 from bridge.independence import output_shapes
-from bridge.losses import Loss
+from bridge.losses import Loss, describe
 from bridge.one_example import OneExample
 from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
@@ -27,6 +29,7 @@ from bridge.tracing import TracedModel, trace
 from bridge.tracing.checks import unwrap
 from bridge.weights import WeightWatch, digest
 from jax_core.data.batches import Batch
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import Cache, LoaderPasses
 from jax_core.fit import FitOptions, Fitted, fit_curvature
 from jax_core.likelihoods import Categorical, Gaussian
@@ -102,6 +105,7 @@ def fit_module(
     seed: int,
     num_total_samples: int | None,
     to_batch: ToBatch | None,
+    checkpoint: str | Path | None,
 ) -> FittedModel:
     """Check what was asked for, trace the model, read the data, reduce the curvature, compare with torch.
 
@@ -125,15 +129,33 @@ def fit_module(
     batches = KeptBatches(batch_check(traced, loss, layout), seed)
     passes = checked_passes(loader, traced, batches, reading, to_batch)
     passes.preload()
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, identity(model, loss, layout, options, seed))
 
     with compiling_for(place_of(traced.params)):
         key = jax.random.key(seed)
-        data = (passes, options)
-        fitted = fit_curvature(
-            model_fn, traced.params, loss.likelihood, *data, key=key, num_total_samples=num_total_samples
-        )
+        what = (model_fn, traced.params, loss.likelihood, passes, options)
+        fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
     return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), digest(model))
+
+
+def identity(model: nn.Module, loss: Loss, layout: OutputLayout, options: FitOptions, seed: int) -> str:
+    """What the state of a fit depends on beside the data, as a hash."""
+    how = dataclasses.replace(options, progress=False)  # a bar changes nothing
+    noise = getattr(loss.likelihood, "noise", None)
+    parts = (
+        digest(model),
+        ParameterOrder.of(model),
+        describe(loss.likelihood),
+        noise,
+        loss.class_axis,
+        layout,
+        how,
+        seed,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool = True) -> TracedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -120,6 +121,7 @@ class Laplace(LaplaceState):
         *,
         num_total_samples: int | None = None,
         to_batch: ToBatch | None = None,
+        checkpoint: str | Path | None = None,
     ) -> Laplace:
         """Trace the model and reduce its curvature over the loader.
 
@@ -131,6 +133,9 @@ class Laplace(LaplaceState):
                 ``target`` or with ``labels`` beside the model's keyword inputs; of torch tensors or numpy arrays.
             num_total_samples: The size of the training set, if the loader shows a subset of it.
             to_batch: From what the loader yields to an ``(input, target)`` pair, where it yields something else.
+            checkpoint: A folder for the state of this fit. If the process is killed, the same call goes on from there,
+                to the same posterior; its loader should show the same batches again (``shuffle=False``, or a seeded
+                generator), or the pass starts from its beginning.
 
         Returns:
             This object.
@@ -146,8 +151,9 @@ class Laplace(LaplaceState):
             whole("num_total_samples", num_total_samples)
         self.current_order()
         what = (self.model, train_loader, self.loss, self.options, self.reading, self.hyperparameters)
+        read = {"to_batch": to_batch, "checkpoint": checkpoint}
         try:
-            fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, to_batch=to_batch)
+            fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, **read)
         except KeyboardInterrupt as stop:
             stop.add_note("The fit was interrupted; this Laplace is as it was before.")
             raise

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.row_stream import RowStream
@@ -112,6 +113,7 @@ def fit_curvature(
     *,
     key: Array,
     num_total_samples: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Fitted:
     """Reduce the GGN of a model over a loader.
 
@@ -123,13 +125,14 @@ def fit_curvature(
         options: Structure and method.
         key: Random key.
         num_total_samples: The data set's size if the loader shows a subset of it.
+        checkpoint: Where the state is kept, from which a fit that was killed goes on.
 
     Raises:
         ValueError: If the rank does not fit, or the loader is empty or changes.
         FloatingPointError: If outputs or products are not finite.
     """
     options.check(get_size(params))
-    source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes)
+    source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes, checkpoint)
     plan = make_plan(source, options) if options.structure == "lowrank" else None
     if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)
@@ -182,38 +185,37 @@ def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:
 
 
 def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
+    repeated = options.passes > 1
     if plan.strategy == "rows":
-        stream = source.rows(options.tolerance)
+        stream = source.rows(options.tolerance, repeated=repeated)
 
         def block(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
             return stream.fold(_add_sketch, jnp.zeros_like(rows), rows)
 
     else:
-        stream = source.blocks(plan, repeated=options.passes > 1, keep_bytes=options.keep_bytes)
+        stream = source.blocks(plan, repeated=repeated, keep_bytes=options.keep_bytes)
         block = stream.block
+    product = source.logged(block, lambda: stream.sums, repeated=repeated)
     size = get_size(source.params)
-    found = nystrom(block, size, rank=options.rank, key=key, passes=options.passes, dtype=source.dtype)
-    return found, _counted(stream.sums)
+    found = nystrom(product, size, rank=options.rank, key=key, passes=options.passes, dtype=source.dtype)
+    return found, product.sums
 
 
 def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
     size, rank = get_size(source.params), options.rank
     if plan.method == "lobpcg":
         stream = source.blocks(plan, repeated=True, keep_bytes=options.keep_bytes)
-        return lobpcg(stream.block, size, rank=rank, key=key, dtype=source.dtype), _counted(stream.sums)
+        block = source.logged(stream.block, lambda: stream.sums)
+        return lobpcg(block, size, rank=rank, key=key, dtype=source.dtype), block.sums
     products = source.products(repeated=True, keep_bytes=options.keep_bytes)
     if plan.method == "lanczos":
         layout = jnp.zeros_like(jax.tree.leaves(source.params)[0], source.dtype, (size,))  # on the parameters' device
-        found = lanczos(products.product, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
-    else:
-        shown = {"dtype": source.dtype, "progress": options.progress}
-        found = block_lanczos(products.block, size, rank=rank, key=key, **shown)
-    return found, _counted(products.sums)
-
-
-def _counted(sums: DataSums | None) -> DataSums:
-    assert sums is not None  # every method makes at least one whole pass
-    return sums
+        single = source.logged(products.product, lambda: products.sums)
+        found = lanczos(single, layout, rank=rank, key=key, mv_jit=False, progress=options.progress)
+        return found, single.sums
+    block = source.logged(products.block, lambda: products.sums)
+    shown = {"dtype": source.dtype, "progress": options.progress}
+    return block_lanczos(block, size, rank=rank, key=key, **shown), block.sums
 
 
 def _full(source: Source) -> tuple[Dense, DataSums]:

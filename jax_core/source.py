@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from jax_core.curvature.data_sums import evaluate
+from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.kept_products import KeptProducts, residual_bytes
+from jax_core.curvature.product_log import ProductLog
 from jax_core.curvature.product_stream import ProductStream
 from jax_core.data.batches import batch_size
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.jacobian_stream import JacobianStream
@@ -35,6 +39,7 @@ class Source:
     params: Params
     likelihood: Likelihood
     passes: LoaderPasses
+    checkpoint: Checkpoint | None = None
 
     @property
     def dtype(self) -> Any:
@@ -46,16 +51,24 @@ class Source:
         """The same with the parameters' axes as gradients have them, for what goes by rows."""
         order = find_order(self.model_fn, self.params, example_shapes(self.passes.peek().input))
         model = as_jit_argument(in_order(self.model_fn, order))
-        return Source(model, order.of(self.params), self.likelihood, self.passes), order
+        return Source(model, order.of(self.params), self.likelihood, self.passes, self.checkpoint), order
 
-    def rows(self, tolerance: float) -> RowStream:
-        """The curvature as rows."""
-        return RowStream(self.model_fn, self.params, self.likelihood, self.passes, tolerance=tolerance)
+    def rows(self, tolerance: float, *, repeated: bool = False) -> RowStream:
+        """The curvature as rows; the state of a single pass is kept."""
+        parts = (self.model_fn, self.params, self.likelihood, self.passes)
+        return RowStream(*parts, tolerance=tolerance, checkpoint=None if repeated else self.checkpoint)
+
+    def logged(
+        self, product: Callable[[Array], Array], sums: Callable[[], DataSums | None], *, repeated: bool = True
+    ) -> ProductLog:
+        """A product whose results are kept where many of them are to come."""
+        return ProductLog(product, sums, self.passes, self.checkpoint if repeated else None)
 
     def blocks(self, plan: Plan, *, repeated: bool, keep_bytes: int) -> JacobianStream | ProductStream | KeptProducts:
         """The curvature as products with blocks of vectors, by the plan's strategy."""
         if plan.strategy == "jacobians":
-            return JacobianStream(self.model_fn, self.params, self.likelihood, self.passes)
+            parts = (self.model_fn, self.params, self.likelihood, self.passes)
+            return JacobianStream(*parts, checkpoint=None if repeated else self.checkpoint)
         return self.products(repeated=repeated, keep_bytes=keep_bytes)
 
     def products(self, *, repeated: bool, keep_bytes: int) -> ProductStream | KeptProducts:
@@ -66,7 +79,7 @@ class Source:
             batch = self.passes.peek()
             if count * residual_bytes(*parts, batch) <= keep_bytes:
                 return KeptProducts(*parts, self.passes)
-        return ProductStream(*parts, self.passes)
+        return ProductStream(*parts, self.passes, checkpoint=None if repeated else self.checkpoint)
 
 
 def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) -> Problem:

@@ -57,6 +57,14 @@ class DataSums:
         """Scalar outputs of one sample."""
         return self.outputs // max(self.samples, 1)
 
+    def as_array(self) -> Float[np.ndarray, " N"]:
+        """All of it in one array."""
+        return np.array([self.samples, self.outputs, *self.batch_nll], np.float64)
+
+    def restore(self, array: Float[np.ndarray, " N"]) -> None:
+        """Undo :meth:`as_array`."""
+        self.samples, self.outputs, self.batch_nll = int(array[0]), int(array[1]), array[2:].tolist()
+
     def add(self, batch: BatchSums, number: int) -> None:
         """Count a batch, or a part of one.
 

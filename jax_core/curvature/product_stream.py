@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import BatchSums, DataSums
+from jax_core.curvature.fold import fold_batches
 from jax_core.curvature.linearization import Linearized
 from jax_core.data.batches import Batch
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Likelihood
@@ -23,7 +27,15 @@ class ProductStream:
         sums: What the first pass added up.
     """
 
-    def __init__(self, model_fn: ModelFn, params: Params, likelihood: Likelihood, passes: LoaderPasses) -> None:
+    def __init__(
+        self,
+        model_fn: ModelFn,
+        params: Params,
+        likelihood: Likelihood,
+        passes: LoaderPasses,
+        *,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         """Bind a model and its loss to a loader.
 
         Args:
@@ -31,8 +43,10 @@ class ProductStream:
             params: Where to linearise.
             likelihood: The loss.
             passes: The data.
+            checkpoint: Where the running products of a single pass are kept.
         """
         self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
+        self._checkpoint = checkpoint
         self.sums: DataSums | None = None
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -46,19 +60,22 @@ class ProductStream:
     def _pass(self, vectors: Float[Array, "*K P"]) -> list[Array]:
         """The products with a vector, or with groups of them; the first pass also adds up the data."""
         vectors = on_device_of(self.params, vectors)
-        totals: list[Array] = []
         groups: list[Array] = []
-        sums = DataSums() if self.sums is None else None
-        # a single vector comes from a loop that has a bar of its own
-        passes = self.passes if vectors.ndim == 1 else self.passes.with_progress("Curvature")
-        for number, batch in enumerate(passes):
-            if not groups:
-                groups = self._groups(vectors, batch)
-                totals = [jnp.zeros_like(group) for group in groups]
+
+        def start(batch: Batch) -> list[Array]:
+            groups.extend(self._groups(vectors, batch))
+            return [jnp.zeros_like(group) for group in groups]
+
+        def step(totals: list[Array], batch: Batch, add: Callable[[BatchSums], None]) -> list[Array]:
             for i, group in enumerate(groups):
                 totals[i], data = _add(self.model_fn, self.params, self.likelihood, group, batch, totals[i])
-                if sums is not None and i == 0:
-                    sums.add(data, number)
+                if self.sums is None and i == 0:
+                    add(data)
+            return totals
+
+        # a single vector comes from a loop that has a bar of its own
+        label = None if vectors.ndim == 1 else "Curvature"
+        totals, sums = fold_batches(self.passes, start, step, label=label, checkpoint=self._checkpoint)
         self.sums = self.sums or sums
         return totals
 

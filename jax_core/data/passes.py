@@ -62,11 +62,21 @@ class LoaderPasses:
         self._snapshot: list[Batch] | None = None
         self._seen: tuple[int, int] | None = None
         self._resumed: Iterator[Batch] | None = None
+        self._marks: list[tuple[int, int]] = []
 
     @property
     def num_samples(self) -> int | None:
         """Samples of the first whole pass, or ``None`` before it ended."""
         return None if self._seen is None else self._seen[0]
+
+    @property
+    def fingerprint(self) -> tuple[int, int] | None:
+        """Number and hash of the samples of the first whole pass, or ``None`` before it ended."""
+        return self._seen
+
+    def mark(self, batches: int) -> tuple[int, int]:
+        """Number and hash of the samples in the first ``batches`` of the pass that has read the loader last."""
+        return self._marks[batches - 1]
 
     @property
     def cached(self) -> bool:
@@ -116,6 +126,7 @@ class LoaderPasses:
 
     def _read(self) -> Iterator[Batch]:
         first = self._seen is None
+        self._marks = []
         kept: list[Batch] | None = [] if first and self._budget else None
         count, total, used = 0, 0, 0
         # An iterator, since a bar may start an iterable twice, and a loader's workers with it.
@@ -125,11 +136,12 @@ class LoaderPasses:
         converted = self._converted(bar, first)
         for samples, value, batch in converted if kept is not None else prefetched(converted):
             count, total = count + samples, (total + value) % 2**64
-            if kept is not None:
+            if kept is not None and samples:
                 used += _nbytes(batch)
                 kept.append(batch)
                 kept = kept if used <= self._budget else None
             if samples:
+                self._marks.append((count, total))
                 yield batch
         self._finish(count, total, kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import BatchSums, DataSums
+from jax_core.curvature.fold import fold_batches
 from jax_core.data.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
 from jax_core.gradients.factored import Layout, Parts
@@ -34,7 +37,15 @@ class JacobianStream:
         sums: What the first pass added up.
     """
 
-    def __init__(self, model_fn: ModelFn, params: Params, likelihood: Likelihood, passes: LoaderPasses) -> None:
+    def __init__(
+        self,
+        model_fn: ModelFn,
+        params: Params,
+        likelihood: Likelihood,
+        passes: LoaderPasses,
+        *,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         """Bind a model and its loss to a loader.
 
         Args:
@@ -42,20 +53,20 @@ class JacobianStream:
             params: Where to linearise.
             likelihood: The loss.
             passes: The data.
+            checkpoint: Where the running products of a single pass are kept.
         """
         self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
+        self._checkpoint = checkpoint
         self.sums: DataSums | None = None
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""
-        sums, known = DataSums(), KnownSizes()
-        rows = on_device_of(self.params, rows)
-        layout = parts = image = None
-        for number, batch in enumerate(self.passes.with_progress("Curvature")):
-            if layout is None or parts is None:
-                layout = find_layout(self.model_fn, self.params, example_shapes(batch.input))
-                parts = layout.split(rows)
-                image = jax.tree.map(jnp.zeros_like, parts)
+        rows, known = on_device_of(self.params, rows), KnownSizes()
+        model = (self.model_fn, self.params, self.likelihood)
+        layout = find_layout(self.model_fn, self.params, example_shapes(self.passes.peek().input))
+        parts = layout.split(rows)
+
+        def step(image: Parts, batch: Batch, add: Callable[[BatchSums], None]) -> Parts:
             sizes = plan_jacobians(self.model_fn, self.params, batch, layout=layout)
             width = evenly(batch_size(batch), sizes.block)
             total = known.fit(width)
@@ -64,11 +75,16 @@ class JacobianStream:
             for piece in pieces(batch, width):
                 count = batch_size(piece)
                 whole = padded(piece, total - count)
-                model = (self.model_fn, self.params, self.likelihood)
                 image, data = _add(*model, parts, whole, jnp.asarray(count), image, layout=layout, chunk=chunk)
-                sums.add(data, number)
+                add(data)
+            return image
+
+        def start(batch: Batch) -> Parts:
+            return jax.tree.map(jnp.zeros_like, parts)
+
+        image, sums = fold_batches(self.passes, start, step, label="Curvature", checkpoint=self._checkpoint)
         self.sums = self.sums or sums
-        return rows if layout is None else layout.join(image)
+        return layout.join(image)
 
 
 class JacobianPlan(NamedTuple):

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums, evaluate
+from jax_core.curvature.fold import is_same_data, like_carry
 from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
+from jax_core.data.checkpoint import Checkpoint, Saved
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size, on_device_of
 from jax_core.gradients.rows import Rows, loss_rows, pack_rows, plan_rows, push_back
@@ -33,7 +35,14 @@ class RowStream:
     """
 
     def __init__(
-        self, model_fn: ModelFn, params: Params, likelihood: Likelihood, passes: LoaderPasses, *, tolerance: float
+        self,
+        model_fn: ModelFn,
+        params: Params,
+        likelihood: Likelihood,
+        passes: LoaderPasses,
+        *,
+        tolerance: float,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Bind a model and its loss to a loader.
 
@@ -43,10 +52,11 @@ class RowStream:
             likelihood: The loss.
             passes: The data.
             tolerance: Largest share of the loss curvature that may be dropped, per batch.
+            checkpoint: Where the carry of :meth:`fold` is kept.
         """
         self.model_fn, self.params, self.likelihood = model_fn, params, likelihood
-        self.passes, self.tolerance = passes, tolerance
-        self.sums, self.num_rows = DataSums(), 0
+        self.passes, self.tolerance, self._checkpoint = passes, tolerance, checkpoint
+        self.sums, self.num_rows, self._read = DataSums(), 0, 0
 
     @property
     def size(self) -> int:
@@ -66,10 +76,29 @@ class RowStream:
             start: First carry; its buffers are given up.
             extra: Arrays that every step needs.
         """
-        carry, extra = on_device_of(self.params, (start, extra))
+        return self._fold(step, start, extra, None if self._checkpoint is None else self._checkpoint.latest())
+
+    def _fold(self, step: Step, start: Carry, extra: Any, saved: Saved | None) -> Carry:
+        # a copy, since the first step gives up the carry's buffers, and the pass may have to start anew
+        begun = start if saved is None else like_carry(jax.tree.map(jnp.copy, start), saved.arrays)
+        carry, extra = on_device_of(self.params, (begun, extra))
+        done = 0
         for rows, sizes in self._blocks():
+            done += 1
+            if saved is not None and done <= saved.done:  # its rows are found again, and not pushed back
+                if done == saved.done and not is_same_data(saved, self._mark()):
+                    return self._fold(step, start, extra, None)
+                continue
             carry = _advance(step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
+            if self._checkpoint is not None:
+                self._checkpoint.offer([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
+        if self._checkpoint is not None:
+            self._checkpoint.save([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
         return carry
+
+    def _mark(self) -> tuple[int, ...]:
+        """What identifies the batches that were read so far in this pass."""
+        return self._read, *self.passes.mark(self._read)
 
     def _blocks(self) -> Iterator[tuple[Rows, Any]]:
         self.sums, self.num_rows = DataSums(), 0
@@ -91,6 +120,7 @@ class RowStream:
             whole = padded(batch, known.fit(count) - count)
             outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))
             self.sums.add(data, number)
+            self._read = number + 1
             sample, cotangent = loss_rows(self.likelihood, outputs, whole.target, self.tolerance, count)
             self.num_rows += len(sample)
             yield batch, sample, cotangent

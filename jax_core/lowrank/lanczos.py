@@ -31,7 +31,10 @@ def lanczos(
     mv_jit: bool = True,
     progress: bool = False,
 ) -> LowRank:
-    r"""Ritz pairs of ``rank`` steps of Lanczos: $A \approx U \operatorname{diag}(s) U^\top$.
+    r"""The leading ``rank`` Ritz pairs of ``rank + 1`` steps of Lanczos: $A \approx U \operatorname{diag}(s) U^\top$.
+
+    One step more than pairs: the first direction has a part outside of the range of a matrix of that very rank, which
+    would cost one of its eigenpairs.
 
     The loop runs on the host around one compiled product, and every new vector is made orthogonal to all earlier ones
     by two blocked products. The tridiagonal eigenproblem is solved in float64. Ritz values never exceed the largest
@@ -41,7 +44,7 @@ def lanczos(
     Args:
         mv: Product with pytrees like ``layout``, or with flat vectors if ``layout`` is an int or a vector.
         layout: Such a pytree, or the dimension.
-        rank: Steps, and Ritz pairs returned.
+        rank: Ritz pairs returned.
         key: Random key of the first direction.
         dtype: Of the vectors; by default that of the layout's leaves.
         mv_jit: Compile the product. A product that reads data, or compiles its own pieces, is called as it is.
@@ -54,26 +57,27 @@ def lanczos(
     size = flat_size(layout)
     check_rank(rank, size)
     product, dtype = _flat_product(jit_closure(mv) if mv_jit else mv, layout, dtype)
-    diagonal, off_diagonal = np.zeros(rank), np.zeros(max(rank - 1, 0))
-    basis = _zeros_beside(layout, (rank, size), dtype)
+    steps = min(rank + 1, size)
+    diagonal, off_diagonal = np.zeros(steps), np.zeros(steps - 1)
+    basis = _zeros_beside(layout, (steps, size), dtype)
     roundoff = 10 * float(jnp.finfo(dtype).eps)
     vector, scale = _random_unit(key, 0, basis), 0.0
-    for step in tqdm(range(rank), desc="Lanczos", unit="product", disable=not progress, leave=False, delay=1):
+    for step in tqdm(range(steps), desc="Lanczos", unit="product", disable=not progress, leave=False, delay=1):
         basis = _store(basis, vector, step)
         image = product(vector)
         residual, projection, norm = _orthogonalise(basis, image, vector)
         diagonal[step], beta = float(projection), float(norm)
         check_finite(np.array([diagonal[step], beta]), f"Product {step}")
         scale = max(scale, abs(diagonal[step]), beta)
-        if step + 1 == rank:
+        if step + 1 == steps:
             break
         if beta > roundoff * scale:
             off_diagonal[step], vector = beta, residual / norm
         else:
             vector = _random_unit(key, step + 1, basis)
     values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
-    values = clip_spectrum(values, size, dtype)
-    return low_rank(combine(jnp.asarray(vectors.T, dtype), basis), values)
+    values = clip_spectrum(values, size, dtype)[-rank:]
+    return low_rank(combine(jnp.asarray(vectors[:, -rank:].T, dtype), basis), values)
 
 
 def _flat_product(mv: MatVec, layout: Any, dtype: Any) -> tuple[MatVec, Any]:

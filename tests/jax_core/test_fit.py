@@ -95,9 +95,9 @@ def test_kept_linearisations_give_what_streamed_ones_give(x64, monkeypatch, meth
     made = {}
 
     def spy(kind):
-        def make(*arguments):
+        def make(*arguments, **options):
             made[kind] = made.get(kind, 0) + 1
-            return kind(*arguments)
+            return kind(*arguments, **options)
 
         return make
 
