@@ -49,12 +49,13 @@ class KeptBatches:
         self._seen += 1
 
 
-def torch_outputs(model: nn.Module, inputs: Any) -> torch.Tensor:
-    """The outputs of a module in eval mode for a batch of arrays."""
+def torch_outputs(model: nn.Module, inputs: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """The outputs ``(B, *shape)`` of a module in eval mode for a batch of arrays."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = in_float32(jax.tree.map(lambda leaf: to_torch(leaf).to(device), inputs))
     with evaluating(model), torch.no_grad():
-        return single_output(call(model, batch)).detach().cpu()
+        # of a batch of one squeeze() may have taken the batch axis
+        return single_output(call(model, batch)).detach().cpu().reshape(-1, *shape)
 
 
 def compare_losses(
@@ -73,7 +74,7 @@ def compare_losses(
         MismatchError: Naming the batch, both figures, and the module in which the difference begins.
     """
     for number, batch in batches:
-        outputs = to_jax(torch_outputs(model, batch.input))
+        outputs = to_jax(torch_outputs(model, batch.input, model_fn.layout.shape))
         wanted, largest = _loss(as_jit_argument(model_fn.in_core), likelihood, outputs, batch.target)
         wanted, got = float(wanted), float(losses[number])
         relative, absolute = (1e-7, 1e-11) if outputs.dtype == jnp.float64 else (1e-3, 1e-5)
@@ -85,17 +86,16 @@ def compare_losses(
             )
 
 
-def compare_outputs(model: nn.Module, traced: Any, inputs: Any) -> None:
-    """Hold a traced model's outputs on a batch against torch's.
+def compare_outputs(model: nn.Module, model_fn: OneExample, params: Any, inputs: Any) -> None:
+    """Hold a traced model's outputs on a batch of arrays against torch's.
 
     Raises:
         MismatchError: With the difference.
     """
-    given = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    got = to_torch(single_output(traced.apply(traced.params, *given)))
-    wanted = torch_outputs(model, inputs)
-    same_shape = tuple(got.shape) == tuple(wanted.shape)
-    error = float((got - wanted).norm() / wanted.norm().clamp_min(1e-30)) if same_shape else float("inf")
+    wanted = torch_outputs(model, inputs, model_fn.layout.shape)
+    ours = to_torch(jax.vmap(lambda x: model_fn(x, params))(inputs))
+    theirs = to_torch(model_fn.in_core(to_jax(wanted)))
+    error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
     if not error <= (1e-9 if wanted.dtype is torch.float64 else 1e-3):
         raise MismatchError(
             f"The model as traced at load differs from torch by {error:.1e} on this batch."

@@ -93,7 +93,7 @@ class LaplaceState(Description):
         if self._verified:
             return
         fit = self.fit_result()[0]
-        compare_outputs(in_float32(unwrap(self.model)), fit.traced, checked_inputs(fit.traced, x))
+        compare_outputs(in_float32(unwrap(self.model)), fit.model_fn, fit.params, checked_inputs(fit.traced, x))
         self._verified = True
 
     def _restore(self, record: Record) -> None:
