@@ -15,12 +15,6 @@ from jax_core.data.trees import flattener
 SAMPLES, OUTPUTS = 7, 3
 
 
-def quick_jit(function):
-    """For programs that run once, for milliseconds: half of the time to compile one goes into optimisation."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=options if jax.default_backend() == "cpu" else None)
-
-
 class Attention(nn.Module):
     def __init__(self, outputs):
         super().__init__()

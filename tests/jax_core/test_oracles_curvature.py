@@ -26,8 +26,8 @@ from jax_core import (
 )
 from jax_core.data.trees import flattener
 from jax_core.likelihoods import Likelihood, as_likelihood
-from tests.cases import LOSSES
-from tests.jax_core.oracles import MODELS, OUTPUTS, SAMPLES, Twin, quick_jit, torch_loss, twin
+from tests.cases import LOSSES, quick_jit
+from tests.jax_core.oracles import MODELS, OUTPUTS, SAMPLES, Twin, torch_loss, twin
 
 CURVATURES = {
     "ggn": (create_ggn_mv, GGNLinearOperator, functorch_ggn),

@@ -37,8 +37,8 @@ from jax_core import (
     link_by_name,
     log_marginal_likelihood,
 )
-from tests.cases import LOSSES
-from tests.jax_core.oracles import MODELS, quick_jit, torch_loss, twin
+from tests.cases import LOSSES, quick_jit
+from tests.jax_core.oracles import MODELS, torch_loss, twin
 
 STRUCTURES = ("full", "diag")
 PRIOR_MEAN = 0.1

@@ -20,7 +20,7 @@ from jax_core import (
     wrap_function,
 )
 from jax_core.data import trees
-from tests.jax_core.oracles import quick_jit
+from tests.cases import quick_jit
 
 SHAPES = ((), (0,), (1,), (3,), (2, 0), (2, 1, 2), (1, 1, 1), (0, 0))
 FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
