@@ -1,4 +1,4 @@
-"""How far results are from torch's, as one number."""
+"""How far results are from torch's: as one number, and part by part."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def relative_error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
         wanted: Torch's tensor.
         floor: Of the norm that the difference is divided by.
     """
-    a, b = (x.detach().cpu() for x in (got if isinstance(got, torch.Tensor) else to_torch(got), wanted))
+    a, b = as_pair(got, wanted)
     if a.shape != b.shape:
         return math.inf
     if not (b.is_floating_point() or b.is_complex()):
         return 0.0 if torch.equal(a, b) else math.inf
     difference = norm(a - b)  # without rounding where they are close
     if not math.isfinite(difference):
-        difference = norm(torch.where((a == b) | (a.isnan() & b.isnan()), 0, a - b))
+        difference = norm(_difference(a, b))
     scale = max(norm(b), floor)
     if not math.isfinite(scale):
         scale = max(norm(b[b.isfinite()]), floor)
@@ -35,3 +35,48 @@ def relative_error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
 def norm(x: torch.Tensor) -> float:
     """The Euclidean norm, summed in double precision."""
     return float(torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64))
+
+
+def part_norms(x: torch.Tensor) -> list[torch.Tensor]:
+    """For each axis, the norms of what lies at each of its places: rows, columns, channels. Not so for vectors.
+
+    The norm of the whole is that of its large parts, beside which a small one may be wrong.
+    """
+    if x.ndim == 0:
+        return []
+    if x.ndim == 1:
+        return [x.abs()]
+    wide = torch.float64 if x.dtype is not torch.float32 or x.numel() < _SMALL else None
+    axes = range(x.ndim) if x.ndim < 4 else (0, 1)  # of images and kernels, the channels
+    return [torch.linalg.vector_norm(x, dim=[i for i in range(x.ndim) if i != axis], dtype=wide) for axis in axes]
+
+
+_SMALL = 1 << 16
+
+
+def part_errors(got: Any, wanted: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each axis, the norms of the difference part by part, and those of the wanted values."""
+    a, b = as_pair(got, wanted)
+    if a.shape != b.shape or not b.is_floating_point():
+        return []  # :func:`relative_error` says all there is to say
+    difference = a.to(b.dtype) - b
+    if not bool(difference.isfinite().all()):
+        difference = _difference(a, b)
+        b = b.nan_to_num(0.0, 0.0, 0.0)
+    return list(zip(part_norms(difference), part_norms(b), strict=True))
+
+
+def worst_part(got: Any, wanted: torch.Tensor, floor: float) -> float:
+    """The largest relative error of a part, its norm being taken for no less than `floor`."""
+    errors = [d / w.clamp(min=floor) for d, w in part_errors(got, wanted) if d.numel()]
+    found = [float(e.masked_fill(e.isnan(), math.inf).max()) for e in errors]
+    return max(found, default=0.0)
+
+
+def as_pair(got: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as tensors on the host."""
+    return (got if isinstance(got, torch.Tensor) else to_torch(got)).detach().cpu(), wanted.detach().cpu()
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0, a - b)
