@@ -9,6 +9,8 @@ import torch
 
 from bridge.tensors import to_torch
 
+_SMALL = 1 << 16  # elements, up to which every axis is looked at, in double precision
+
 
 def relative_error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
     """How far a traced result, or torch's own in another precision, is from torch's: infinity for another shape.
@@ -46,12 +48,12 @@ def part_norms(x: torch.Tensor) -> list[torch.Tensor]:
         return []
     if x.ndim == 1:
         return [x.abs()]
-    wide = torch.float64 if x.dtype is not torch.float32 or x.numel() < _SMALL else None
-    axes = range(x.ndim) if x.ndim < 4 else (0, 1)  # of images and kernels, the channels
-    return [torch.linalg.vector_norm(x, dim=[i for i in range(x.ndim) if i != axis], dtype=wide) for axis in axes]
-
-
-_SMALL = 1 << 16
+    if x.numel() < _SMALL:
+        axes = range(x.ndim)
+        wide = x.double()
+        return [torch.linalg.vector_norm(wide, dim=[i for i in axes if i != axis]) for axis in axes]
+    pairs = x.abs() if x.ndim == 2 else torch.linalg.vector_norm(x.flatten(2), dim=2)  # of images, the channels
+    return [torch.linalg.vector_norm(pairs, dim=1), torch.linalg.vector_norm(pairs, dim=0)]
 
 
 def part_errors(got: Any, wanted: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

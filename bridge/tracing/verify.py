@@ -206,7 +206,8 @@ def _compare(got: Results, wanted: Results, dtype: torch.dtype = torch.float32) 
     errors = [relative_error(a, b, floor=1e-6 * b.numel() ** 0.5) for a, b in pairs]
     _, least_output, least_gradient = _PARTS[dtype]
     output_parts = [worst_part(a, b, max(least_output * norm(_finite(b)), _TINY)) for a, b in pairs if b.ndim > 1]
-    largest = max((norm(g) for g in wanted.gradients.values()), default=0.0)
+    norms = {name: norm(g) for name, g in wanted.gradients.items()}
+    largest = max(norms.values(), default=0.0)
     if dtype is torch.float64:  # gradients that vanish are rounding, and there is no better precision to judge them by
         largest = max([largest, *(_VANISHING * max(norm(_finite(b)), b.numel() ** 0.5) for _, b in pairs)])
     slopes = {
@@ -214,7 +215,10 @@ def _compare(got: Results, wanted: Results, dtype: torch.dtype = torch.float32) 
     }
     worst = max(slopes, key=lambda name: slopes[name], default="")
     floor = max(least_gradient * largest, _TINY)
-    gradient_parts = [worst_part(got.gradients[name], g, floor) for name, g in wanted.gradients.items()]
+    gradient_parts = []
+    for name, g in wanted.gradients.items():
+        most = slopes[name] * max(norms[name], 1e-3 * largest) / floor  # no part is further off than the whole
+        gradient_parts.append(most if most <= _PARTS[dtype][0] else worst_part(got.gradients[name], g, floor))
     return Comparison(
         max(errors, default=0.0),
         slopes.get(worst, 0.0),
