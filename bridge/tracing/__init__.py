@@ -7,17 +7,22 @@ from typing import Any, Literal
 
 import torch
 
+from bridge.tracing.capture import UNCOMMON
 from bridge.tracing.checks import check, unwrap
-from bridge.tracing.errors import MismatchError, MissingLoweringError, TraceError
+from bridge.tracing.errors import BatchSizeError, MismatchError, MissingLoweringError, TraceError
 from bridge.tracing.explanation import Explanation, explain
 from bridge.tracing.exported import trace_export
-from bridge.tracing.inputs import Inputs
+from bridge.tracing.inputs import Inputs, batch_size
 from bridge.tracing.lowering.registry import lowers
 from bridge.tracing.modes import evaluating
+from bridge.tracing.repeatable import Observed, observe, samples
+from bridge.tracing.single import joined, with_one
+from bridge.tracing.state import cloned, unchanged
 from bridge.tracing.traced_model import TracedModel
-from bridge.tracing.verify import verify as _verify
+from bridge.tracing.verify import Judge
 
 __all__ = [
+    "BatchSizeError",
     "Explanation",
     "MismatchError",
     "MissingLoweringError",
@@ -61,11 +66,40 @@ def trace(
     run = _tracer(tracer)
     model = unwrap(model) if isinstance(model, torch.nn.Module) else model
     check(model, inputs)
-    with evaluating(model):
-        traced = run(model, inputs)
+    with evaluating(model), unchanged(model) as snapshot:
+        observed = observe(model, inputs, snapshot, twice=verify)
+        try:
+            traced = snapshot.around(lambda: run(model, cloned(inputs)))
+        except TraceError as error:
+            raise observed.explained(error) from error
+        judge = Judge(model, run, snapshot, observed.dtypes)
+        if traced.tracer == "export":  # others run the model's own code for each size
+            traced = _all_sizes(traced, observed, judge, inputs, verify)
         if verify:
-            _verify(traced, model, inputs, run)
-    return traced
+            judge.verify(traced, inputs)
+        return traced
+
+
+def _all_sizes(traced: TracedModel, observed: Observed, judge: Judge, inputs: Inputs, verify: bool) -> TracedModel:
+    """The traced model with the batch sizes that export sets apart: one sample, and an example that is too short."""
+
+    def alone(count: int) -> TracedModel:
+        few = samples(inputs, count)
+        shorter = judge.snapshot.around(lambda: trace_export(judge.model, few, dynamic=False))
+        if verify:
+            judge.verify(shorter, few)
+        return shorter
+
+    def agrees() -> bool:
+        return verify and judge.agrees(traced, samples(inputs, 1))
+
+    size = batch_size(inputs)
+    whole = traced
+    if size is not None and size > 1 and traced.batch.refusal(size):
+        whole = joined(traced, alone(size), inputs, size)
+        if verify:
+            judge.verify(traced, samples(inputs, -(-UNCOMMON // size) * size))
+    return with_one(whole, observed, inputs, agrees, lambda: alone(1))
 
 
 def _tracer(name: Tracer) -> Callable[[torch.nn.Module, Inputs], TracedModel]:

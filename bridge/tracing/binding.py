@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tensors import to_jax
+from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Signature
 from bridge.tracing.interpreter import compile_steps, run_steps
 from bridge.tracing.lowering import logical
@@ -50,13 +51,37 @@ def bind(program: ExportedProgram, model: torch.nn.Module) -> Binding:
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(spec.arg.name)
         elif spec.kind not in _STATE:
-            raise NotImplementedError(f"Models with an input of kind {spec.kind} cannot be traced.")
+            raise TraceError(f"Models with an input of kind {spec.kind} cannot be traced.")
         elif users[spec.arg.name]:
             tensor = tensors[str(spec.target)]
             name = names[spec.arg.name] = first_names.get(id(tensor), str(spec.target))
             if name not in params:
                 buffers[name] = tensor
+    _check_memory(params, buffers)
     return Binding(params, buffers, names, tuple(inputs))
+
+
+def _check_memory(params: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
+    """Refuse constants that are views of parameters: they change with them, and arrays would not."""
+    for name, tensor in buffers.items():
+        for owner, parameter in params.items():
+            if _overlap(tensor, parameter):
+                raise TraceError(
+                    f"The constant {name!r} shares the memory of parameter {owner!r}, so that it changes with it while "
+                    "its gradient does not reach it. Compute it from the parameter in forward, or keep a clone()."
+                )
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    (a_start, a_end), (b_start, b_end) = _span(a), _span(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _span(x: torch.Tensor) -> tuple[int, int]:
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _tensors(program: ExportedProgram, model: torch.nn.Module) -> dict[str, Any]:

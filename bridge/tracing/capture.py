@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,53 +17,52 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.errors import TraceError
+from bridge.tracing.guards import guard_line
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.lowering import LOWERINGS
 from bridge.tracing.outputs import plain
+from bridge.tracing.source import module_names, raising_line, shown
 from bridge.tracing.writes import without_writes
 
 aten = torch.ops.aten
 
-_UNCOMMON = 23  # samples at least, in the second try at a batch axis
-
-# where lines of a traceback lie that are not the model's: torch, this package, the standard library, no file
-_NOT_THE_USERS = (
-    *torch.__path__,
-    str(Path(__file__).parent),
-    str(Path(contextlib.__file__).parent) + "/contextlib",
-    "<",
-)
+UNCOMMON = 23  # samples at least, in the second try at a batch axis
 
 
-def capture(model: torch.nn.Module, inputs: Inputs) -> ExportedProgram:
+def capture(model: torch.nn.Module, inputs: Inputs, *, dynamic: bool = True) -> ExportedProgram:
     """Export `model`, with its composite operators kept whole where there is a lowering.
 
     The batch axis (axis 0 of every input tensor as long as the first one) is dynamic. Where the batch of the example
     is as long as some axis inside the model (two samples, two layers), export may take the one for the other and fix
-    it: then the example is repeated to a length that nothing else has.
+    it: then the example is repeated to a length that nothing else has. Unless `dynamic`, the graph is that of the
+    example's batch size alone.
     """
+    if not dynamic:
+        return _export(model, *((inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))), dynamic=False)[0]
     given = (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
     size = batch_size(given)
     # export would take a batch of one for a constant
     program, culprit = _export(model, *_repeat(given, 2 if size == 1 else 1))
     if size is not None and culprit is not None:
         with contextlib.suppress(TraceError):  # the first try tells more
-            second, still = _export(model, *_repeat(given, -(-_UNCOMMON // max(size, 1))))
+            second, still = _export(model, *_repeat(given, -(-UNCOMMON // max(size, 1))))
             program, culprit = (second, None) if still is None else (program, culprit)
     if culprit:
         raise TraceError(
-            f"The batch size is fixed to {size} by module {culprit!r}. Write its sizes in terms of x.shape[0] (or -1), "
-            "with the batch as axis 0 of the inputs."
+            f"The batch size is fixed to {size} by {culprit}. Write its sizes in terms of x.shape[0] (or -1), not of "
+            "len(x), which Python makes a plain number, with the batch as axis 0 of the inputs."
         )
     return program
 
 
-def _export(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[ExportedProgram, str | None]:
-    """The program, and what fixed its batch size: a module, "" if none is known, None if it stayed open."""
+def _export(
+    model: torch.nn.Module, args: Any, kwargs: Any, *, dynamic: bool = True
+) -> tuple[ExportedProgram, str | None]:
+    """The program, and what fixed its batch size: a module and a line, "" if unknown, None if it stayed open."""
     watch = _BatchWatch(model)
     with _quiet(), _without_data_branches(), watch.hooked():
         try:
-            shapes = _dynamic(model, args, kwargs)
+            shapes = _dynamic(model, args, kwargs) if dynamic else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             _restore_stop_gradient(program.graph)
             if not without_writes(program.graph):
@@ -125,7 +123,7 @@ class _BatchWatch:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
         self.culprit: str | None = None
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = module_names(model)
         self._size: Any = None
 
     @contextlib.contextmanager
@@ -148,17 +146,25 @@ class _BatchWatch:
 
     def _after(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
         if self.culprit is None and isinstance(self._size, torch.SymInt) and self._size.node.maybe_as_int() is not None:
-            name = self._names.get(id(module), "")
-            self.culprit = f"model.{name}" if name else "model"
+            self.culprit = f"module {self._names.get(id(module), 'model')!r}{shown(_fixing_line(self._size))}"
         return plain(output) if module is self.model else None
+
+
+def _fixing_line(size: Any) -> tuple[str, int] | None:
+    """The line of the model's code that made the symbol of a size a number."""
+    for guard in reversed(getattr(size.node.shape_env, "guards", [])):
+        line = guard_line(guard)
+        if line is not None and size.node._expr in guard.expr.free_symbols:
+            return line
+    return None
 
 
 def _explained(error: Exception) -> str:
     """What export says, with the line of the user's code in front."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
-    at = f"\n  {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
+    at = shown(raising_line(error)).replace(", ", "\n  ", 1)
     text = str(error).strip()
+    if isinstance(error, TraceError):
+        return text
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return (
             f"The model's code branches on values of its data, which no fixed program can follow:{at}\n"
@@ -175,7 +181,8 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        # a branch on data would print the whole graph
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

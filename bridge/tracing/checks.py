@@ -12,6 +12,7 @@ from torch.utils import _pytree as torch_pytree
 
 from bridge.placement import device_of
 from bridge.tracing.errors import TraceError
+from bridge.tracing.hooks import check_hooks
 from bridge.tracing.inputs import Inputs
 
 
@@ -37,6 +38,7 @@ def check(model: Any, inputs: Any) -> None:
             f"{type(inputs).__name__}."
         )
     _check_kinds(model)
+    check_hooks(model)
     _check_finite(model)
     _check_double(model, inputs)
     _check_devices(model, inputs)

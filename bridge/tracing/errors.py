@@ -9,5 +9,17 @@ class MissingLoweringError(TraceError, NotImplementedError):
     """The model uses an operator that has no JAX lowering."""
 
 
+class LoweringError(TraceError, NotImplementedError):
+    """A lowering does not take what the model gives its operator."""
+
+
+class OutOfRangeError(TraceError, IndexError):
+    """An index is out of range, as torch says it too."""
+
+
 class MismatchError(TraceError):
     """The traced function does not give what torch gives."""
+
+
+class BatchSizeError(TraceError, ValueError):
+    """The traced function is not the model on a batch of this size."""

@@ -19,11 +19,12 @@ from bridge.tracing.capture import capture
 from bridge.tracing.checks import check, unwrap
 from bridge.tracing.comparison import relative_error
 from bridge.tracing.errors import MissingLoweringError
-from bridge.tracing.exported import open_axes
+from bridge.tracing.guards import batch_sizes
 from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.interpreter import compile_steps, has_lowering, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.modes import evaluating
+from bridge.tracing.state import cloned, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,9 @@ def explain(model: torch.nn.Module, example_inputs: torch.Tensor | tuple[Any, ..
     model = unwrap(model)
     inputs: Inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
     check(model, inputs)
-    with evaluating(model):
-        program = capture(model, inputs)
-        wanted = _torch_outputs(model, inputs)
+    with evaluating(model), unchanged(model) as snapshot:
+        program = snapshot.around(lambda: capture(model, cloned(inputs)))
+        wanted = snapshot.around(lambda: _torch_outputs(model, cloned(inputs)))
         got = _jax_outputs(program, bind(program, model), inputs)
     return Explanation(tuple(_rows(program, wanted, got)))
 
@@ -128,7 +129,7 @@ def _jax_outputs(program: ExportedProgram, binding: Binding, inputs: Inputs) -> 
         steps = [dataclasses.replace(step, last_uses=()) for step in compile_steps(program.graph)]
     except MissingLoweringError:
         return {}
-    signature = make_signature(inputs, *open_axes(program, binding.inputs))
+    signature = make_signature(inputs, *batch_sizes(program, binding.inputs))
     arrays = signature.flatten(to_jax(inputs if isinstance(inputs, tuple) else (dict(inputs),)))
     tensors = {**to_arrays(binding.buffers), **to_arrays(binding.params)}
     last = {path: node.name for node in program.graph.nodes if node.op == "call_function" for path, _ in _stack(node)}

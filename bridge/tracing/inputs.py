@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Array
 from torch.utils import _pytree as torch_pytree
 
+from bridge.tracing.guards import BatchSizes
+
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
 
@@ -75,7 +77,7 @@ class Signature:
     structure: Any
     """torch's description of how tensors nest in the inputs."""
     leaves: tuple[InputSpec | Constant, ...]
-    batch_range: tuple[int, float] = (0, float("inf"))
+    batch: BatchSizes = dataclasses.field(default_factory=BatchSizes)
     """The batch sizes for which the model's code takes the path that was traced."""
 
     @property
@@ -104,27 +106,28 @@ class Signature:
         return (given, {}) if self.keywords is None else ((), given)
 
     def _check_batch(self, leaves: Sequence[Any]) -> None:
-        sizes = {x.shape[0]: s for x, s in zip(leaves, self.leaves, strict=True) if _open(s)}
-        low, high = self.batch_range
-        for size in sizes:
-            if not low <= size <= high:
-                raise ValueError(
-                    f"A batch of {size} takes another path through the model's code than the traced one, which is "
-                    f"for sizes from {low} to {high}. Trace the model again with an example of such a size."
-                )
+        self.batch.check([x.shape[0] for x, s in zip(leaves, self.leaves, strict=True) if _open(s)])
+
+    def size(self, inputs: tuple[Any, ...]) -> int | None:
+        """The length of the batch axis of inputs that may be of any kind."""
+        leaves = torch_pytree.tree_leaves(
+            inputs if self.keywords is None else [inputs[0].get(name) for name in self.keywords]
+        )
+        sizes = [jnp.shape(x)[0] for x, spec in zip(leaves, self.leaves, strict=False) if _open(spec) and jnp.ndim(x)]
+        return sizes[0] if sizes else None
 
 
 def make_signature(
-    inputs: Inputs, open_axes: Sequence[bool] | None = None, batch_range: tuple[int, float] = (0, float("inf"))
+    inputs: Inputs, open_axes: Sequence[bool] | None = None, batch: BatchSizes | None = None
 ) -> Signature:
     """The signature of an example; `open_axes` says which leaves have a batch axis, else their length does."""
     keywords = None if isinstance(inputs, tuple) else tuple(inputs)
     given = inputs if isinstance(inputs, tuple) else dict(inputs)
     paths, structure = torch_pytree.tree_flatten_with_path(given)
     size = batch_size(inputs)
-    flags = open_axes or [is_batched(leaf, size) for _, leaf in paths]
+    flags = open_axes if open_axes is not None else [is_batched(leaf, size) for _, leaf in paths]
     leaves = tuple(_leaf(path, leaf, flag) for (path, leaf), flag in zip(paths, flags, strict=True))
-    return Signature(keywords, structure, leaves, batch_range)
+    return Signature(keywords, structure, leaves, batch or BatchSizes())
 
 
 def split_arrays(inputs: tuple[Any, ...]) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, ...]]]:

@@ -13,7 +13,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from bridge.tensors import jax_dtype
-from bridge.tracing.errors import MissingLoweringError, TraceError
+from bridge.tracing.errors import LoweringError, MissingLoweringError, TraceError
 from bridge.tracing.lowering import LOWERINGS, ChannelsLast, logical
 
 aten = torch.ops.aten
@@ -43,6 +43,8 @@ class Step:
     """The dtype torch gives to the result, or a list of them, or None where it is no tensor."""
     last_uses: tuple[str, ...]
     """Values that no later step reads."""
+    operator: str = ""
+    where: str = ""
 
 
 def compile_steps(graph: fx.Graph) -> list[Step]:
@@ -69,6 +71,8 @@ def compile_steps(graph: fx.Graph) -> list[Step]:
             {key: value for key, value in node.kwargs.items() if key not in _STORAGE},
             _dtypes(node),
             tuple(dying.get(node.name, ())),
+            str(node.target),
+            f"({where(node)})",
         )
         for node in nodes
     ]
@@ -77,9 +81,19 @@ def compile_steps(graph: fx.Graph) -> list[Step]:
 def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
     """Run the steps in order, on `values` by node name; afterwards it holds what the outputs need."""
     for step in steps:
-        args = _resolve(step.args, values)
-        result = step.run(*args, **_resolve(step.kwargs, values))
-        values[step.name] = _cast(result, step.dtypes)
+        try:
+            result = step.run(*_resolve(step.args, values), **_resolve(step.kwargs, values))
+            values[step.name] = _cast(result, step.dtypes)
+        except TraceError:
+            raise
+        except Exception as error:  # whatever JAX or a lowering raises
+            shapes = ", ".join(
+                str(logical(x).shape) for x in _resolve(step.args, values) if hasattr(logical(x), "shape")
+            )
+            raise LoweringError(
+                f"{step.operator} {step.where} fails in JAX on arrays of shapes {shapes or 'none'}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         for name in step.last_uses:
             values.pop(name, None)
 
@@ -120,10 +134,18 @@ def _function(node: fx.Node) -> Callable[..., Any]:
         return lambda x: logical(x).size
     if callable(target) and getattr(target, "__module__", "") in ("_operator", "math", "builtins", "torch"):
         return target  # arithmetic on sizes, which are plain numbers here
+    if target is aten._local_scalar_dense.default or target is aten.item.default:
+        raise TraceError(
+            f"The model reads a number out of a tensor, by item(), float(), int() or tolist() ({where(node)}), which "
+            "no fixed program can follow. Keep it a tensor: x * self.scale instead of x * self.scale.item()."
+        )
+    # an operator taken apart by torch goes by the name of its parts, which the user never wrote
+    whole = node.meta.get("original_aten", target) if str(target).startswith("prims.") else target
+    part = "" if whole is target else f" (torch takes it apart into {target} and others)"
     raise MissingLoweringError(
-        f"No JAX lowering for {target} ({where(node)}). Register one:\n\n"
-        f"    @bridge.lowers({_spelled(target)})\n"
-        f"    def {str(target).split('.')[1] if '.' in str(target) else target}(x, ...):\n"
+        f"No JAX lowering for {whole}{part} ({where(node)}). Register one:\n\n"
+        f"    @bridge.lowers({_spelled(whole)})\n"
+        f"    def {str(whole).split('.')[1] if '.' in str(whole) else whole}(x, ...):\n"
         "        return jnp...  # the same in JAX: tensors come as arrays\n"
     )
 

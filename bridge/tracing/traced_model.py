@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from bridge.tracing.guards import BatchSizes
 from bridge.tracing.inputs import InputSpec
 
 
@@ -33,6 +34,8 @@ class TracedModel:
     """What is expected of each tensor among the inputs; shapes hold None for the batch axis."""
     tracer: str = dataclasses.field(metadata={"static": True})
     """The tracer that made it: "export" or "torch2jax"."""
+    batch: BatchSizes = dataclasses.field(default=BatchSizes(), metadata={"static": True})
+    """For which batch sizes it is the model: `traced.batch.refusal(n)` is None, or the reason why not."""
 
     def apply(self, params: Mapping[str, Array], *inputs: Any) -> Any:
         """The model's outputs at `params`, which may differ from the traced ones, on a batch of inputs."""

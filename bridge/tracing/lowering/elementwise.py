@@ -187,6 +187,13 @@ def addcdiv(x: Array, a: Array, b: Array, value: float = 1) -> Array:
     return x + value * (a / b)
 
 
+@lowers(aten.round.decimals, layout="elementwise")
+def round_decimals(x: Array, *, decimals: int) -> Array:
+    """`x` rounded to so many decimals, or to tens and hundreds."""
+    scale = 10.0 ** abs(decimals)
+    return jnp.round(x * scale) / scale if decimals > 0 else jnp.round(x / scale) * scale
+
+
 @lowers(aten.nan_to_num.default, layout="elementwise")
 def nan_to_num(x: Array, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Array:
     """`x` with NaN and the infinities replaced."""

@@ -167,9 +167,15 @@ def sort(x: Array, dim: int = -1, descending: bool = False, *, stable: bool = Fa
     return jnp.take_along_axis(x, order, dim), order
 
 
-@lowers(aten.argsort.default, aten.argsort.stable)
-def argsort(x: Array, *, dim: int = -1, descending: bool = False, stable: bool = False) -> Array:
-    """The order that sorts `x`."""
+@lowers(aten.argsort.default)
+def argsort(x: Array, dim: int = -1, descending: bool = False) -> Array:
+    """The order that sorts `x`; equals keep theirs, which torch leaves open."""
+    return jnp.argsort(x, axis=dim, stable=True, descending=descending)
+
+
+@lowers(aten.argsort.stable)
+def argsort_stable(x: Array, *, stable: bool, dim: int = -1, descending: bool = False) -> Array:
+    """The order that sorts `x`, in which equals keep theirs."""
     return jnp.argsort(x, axis=dim, stable=True, descending=descending)
 
 

@@ -19,7 +19,8 @@ aten = torch.ops.aten
 @lowers(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def view(x: Array, size: Sequence[int]) -> Array:
     """`x` with another shape."""
-    return x.reshape(tuple(size))
+    known = math.prod(n for n in size if n != -1)
+    return x.reshape(tuple(x.size // known if n == -1 and known else n for n in size))  # JAX wants no -1 of none
 
 
 @lowers(aten.flatten.using_ints)
@@ -28,7 +29,7 @@ def flatten(x: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
     if x.ndim == 0:
         return x.reshape(1)
     start, end = start_dim % x.ndim, end_dim % x.ndim
-    return x.reshape((*x.shape[:start], -1, *x.shape[end + 1 :]))
+    return x.reshape((*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 
 @lowers(aten.unflatten.int)

@@ -1,0 +1,100 @@
+"""Code that looks at the batch size: other sizes give what torch gives, or are refused by name."""
+
+import jax
+import pytest
+import torch
+from torch import nn
+
+from bridge.tensors import to_jax
+from bridge.tracing import BatchSizeError, TraceError, trace
+from tests.bridge.tracing.bodies import Body, assert_same, batch
+
+# a function of the hidden values, and the sizes that a trace with four (or two) samples cannot carry
+BRANCHES = {
+    "one": (lambda self, h, x: h if x.shape[0] == 1 else 2 * h, ()),
+    "more than one": (lambda self, h, x: h - h.mean(0) if x.shape[0] > 1 else h, ()),
+    "even": (lambda self, h, x: h if x.shape[0] % 2 == 0 else 2 * h, (3, 5, 7)),
+    "not three": (lambda self, h, x: h if x.shape[0] != 3 else 2 * h, (3,)),
+    "three or seven": (lambda self, h, x: h if x.shape[0] in (3, 7) else 2 * h, (3, 7)),
+    "elements": (lambda self, h, x: h if x.numel() % 4 == 0 else 2 * h, (2, 3, 5, 7)),
+    "at most": (lambda self, h, x: h if 2 * x.shape[0] <= 9 else 2 * h, (5, 7)),
+    "halves": (lambda self, h, x: h if x.shape[0] // 2 == 2 else 2 * h, (2, 3, 7)),
+    "a check": (lambda self, h, x: (torch._check(x.shape[0] < 5), h)[1], (5, 7)),
+    "same numbers": (lambda self, h, x: h.detach() + 0 * h if x.shape[0] == 1 else h, ()),
+    "weights swapped": (lambda self, h, x: h * self.first.weight[0] if len(x.unbind(1)) and x.shape[0] > 1 else h, ()),
+    "wired otherwise": (lambda self, h, x: h + (x if x.shape[0] > 1 else h), ()),
+    "squeezed": (lambda self, h, x: h.squeeze(), ()),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_on_the_batch_size_is_followed_or_refused_by_name(name):
+    body, refused = BRANCHES[name]
+    model = Body(body).double().eval()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(4))
+        for n in (1, 2, 3, 4, 5, 7):
+            reason = traced.batch.refusal(n)
+            assert bool(reason) is (n in refused)
+            if reason is None:
+                assert_same(model, traced, batch(n))
+                continue
+            with pytest.raises(BatchSizeError, match="another path"):
+                traced.apply(traced.params, to_jax(batch(n)))
+
+
+def test_the_refusal_shows_the_condition_and_its_line():
+    traced = trace(Body(lambda self, h, x: h if x.shape[0] % 2 == 0 else 2 * h), batch(4).float())
+    with pytest.raises(
+        ValueError, match=r"\(n % 2\) == 0 \(.*test_faults_batch\.py, line \d+: .*Trace the model again"
+    ):
+        traced.apply(traced.params, to_jax(batch(3).float()))
+
+
+# pieces of a batch, traced with two samples: whatever there are at most, or at least
+PIECES = {
+    "chunks": lambda self, h, x: torch.chunk(h, 2, 0)[0].sum(0) + h,
+    "first three": lambda self, h, x: h[:3].sum(0) + h,
+    "first three, reshaped": lambda self, h, x: h + h[:3].reshape(h[:3].shape[0], -1).sum(0),
+    "every second": lambda self, h, x: h[::2].sum(0) + h,
+    "first half": lambda self, h, x: h[: h.shape[0] // 2].sum(0) + h,
+    "last two": lambda self, h, x: h[-2:].sum(0) + h,
+    "all but one": lambda self, h, x: h[1:].sum(0) + h,
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_a_batch_of_two_are_those_of_other_batches(name):
+    model = Body(PIECES[name]).double().eval()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(2))
+        for n in (1, 2, 3, 5, 6):
+            assert_same(model, traced, batch(n))
+
+
+def test_a_size_that_torch_refuses_is_refused_in_its_words():
+    traced = trace(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), batch(4).float())
+    with pytest.raises(BatchSizeError, match="Expected more than 1 value per channel"):
+        traced.apply(traced.params, to_jax(batch(1).float()))
+
+
+def test_a_size_made_a_number_is_named_with_its_line():
+    with pytest.raises(TraceError, match=r"fixed to 4 by module 'model\.last', .*test_faults_batch.*h \* len\(h\)"):
+        trace(Body(lambda self, h, x: (h * len(h)).reshape(len(h), 3)), batch(4).float())
+
+
+def test_inputs_of_one_batch_must_be_as_long_as_each_other():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y if x.shape[0] > 2 else x - y
+
+    traced = trace(Two(), (batch(4).float(), batch(4).float()))
+    with pytest.raises(BatchSizeError, match="batches of 3, 4"):
+        traced.apply(traced.params, to_jax(batch(3).float()), to_jax(batch(4).float()))
+
+
+def test_an_empty_batch_is_carried():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2)).double()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(2)[:, None])
+        assert traced.apply(traced.params, to_jax(batch(0)[:, None])).shape == (0, 2)
