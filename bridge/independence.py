@@ -16,6 +16,7 @@ from bridge.tracing.errors import TraceError
 from bridge.tracing.modes import evaluating
 
 _SAMPLES = 16  # looked at, of a larger batch
+_FEW = 4  # of which chance may hide what they see: two may lie sorted
 _OUTPUTS, _OUTPUTS_64 = 1e-4, 1e-9  # relative differences that rounding explains
 _GRADIENTS, _GRADIENTS_64 = 1e-3, 1e-7  # beyond the first float64 decides: kinks amplify rounding
 
@@ -39,7 +40,7 @@ def output_shapes(model: nn.Module, inputs: Any) -> tuple[tuple[int, ...], tuple
     cuts = [(0, count // 2), (count // 2, count), (0, 1), (count - 1, count)]
     with evaluating(model):
         whole = _outputs(model, batch)
-        parts = [_outputs(model, _slice(batch, *cut)) for cut in cuts]
+        parts = [_part(model, batch, cut) for cut in cuts]
         _check_batch_axis(whole, count, parts, cuts)
         tolerance = _OUTPUTS_64 if whole.dtype is torch.float64 else _OUTPUTS
         error = max(
@@ -54,6 +55,14 @@ def output_shapes(model: nn.Module, inputs: Any) -> tuple[tuple[int, ...], tuple
     return tuple(whole.shape), tuple(parts[2].shape)
 
 
+def _part(model: nn.Module, batch: Any, cut: tuple[int, int]) -> torch.Tensor:
+    """The outputs for a part of a batch that the model takes as a whole."""
+    try:
+        return _outputs(model, _slice(batch, *cut))
+    except Exception as error:
+        raise TraceError(_seen(model, batch, f"{type(error).__name__} ({error})")) from error
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """The model on a batch of inputs: one tensor, a tuple or list of them, or a mapping of keyword inputs."""
     if isinstance(inputs, Mapping):
@@ -66,12 +75,12 @@ def _outputs(model: nn.Module, inputs: Any) -> torch.Tensor:
 
 
 def _several(inputs: Any) -> Any:
-    """Some samples; of a batch of one, that one and another beside it."""
-    if _length(inputs) > 1:
+    """Some samples; of a small batch, those and others near them, the other way round."""
+    if _length(inputs) >= _FEW:
         return _slice(inputs, 0, _SAMPLES)
 
     def doubled(leaf: torch.Tensor) -> torch.Tensor:
-        return torch.cat([leaf, 0.9 * leaf + 0.1 if leaf.is_floating_point() else leaf])
+        return torch.cat([leaf, (0.9 * leaf + 0.1 if leaf.is_floating_point() else leaf).flip(0)])
 
     return torch_pytree.tree_map(doubled, inputs)
 
