@@ -34,7 +34,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist work
 QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 
 test: $(VENV)/.installed-test
-	XLA_FLAGS="$(QUICK)" $(PYTEST) -m "not zoo" $(ARGS)
+	XLA_FLAGS="$(QUICK)" $(PYTEST) -m "not zoo and not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)

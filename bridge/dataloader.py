@@ -66,6 +66,8 @@ def read_first(loader: Iterable[Any], to_batch: ToBatch | None = None) -> tuple[
         ValueError: If the loader yields nothing.
         TypeError: If the batch is neither a pair nor a mapping, or an input is shared by all samples.
     """
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"The loader is a {type(loader).__name__}. Give a DataLoader, or another iterable of batches.")
     for given in loader:
         batch = as_torch_batch(given, to_batch)
         batch = Batch(tensors(batch.input), batch.target)
@@ -121,7 +123,7 @@ def passes_over(
 
     def transform(given: Any) -> tuple[Any, Any]:
         batch = as_torch_batch(given, to_batch)
-        return to_jax(tensors(batch.input)), to_jax(batch.target)
+        return to_jax(tensors(batch.input)), to_jax(_numbers(batch.target))
 
     return LoaderPasses(
         loader,
@@ -132,6 +134,21 @@ def passes_over(
         cache_bytes=cache_bytes,
         progress="Reading data" if progress else None,
     )
+
+
+def _numbers(target: Any) -> Any:
+    """Targets that torch can hold.
+
+    Raises:
+        TypeError: For words and objects.
+    """
+    for leaf in jax.tree.leaves(target):
+        if isinstance(leaf, str | bytes) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "fiub"):
+            kind = leaf.dtype if isinstance(leaf, np.ndarray) else type(leaf).__name__
+            raise TypeError(
+                f"The loader yields targets of type {kind}. Give numbers: class indices for labels in words."
+            )
+    return target
 
 
 def check_inputs(shapes: list[tuple[Any, ...]], number: int, batch: Batch) -> None:

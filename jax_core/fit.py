@@ -21,7 +21,7 @@ from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior import gaussian_log_likelihood
-from jax_core.source import Source, problem_of
+from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
@@ -130,9 +130,11 @@ def fit_curvature(
     Raises:
         ValueError: If the rank does not fit, or the loader is empty or changes.
         FloatingPointError: If outputs or products are not finite.
+        MemoryError: If the result cannot fit, with the numbers and what would.
     """
     options.check(get_size(params))
     source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes, checkpoint)
+    check_memory(source, options.structure, options.rank)
     plan = make_plan(source, options) if options.structure == "lowrank" else None
     if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)

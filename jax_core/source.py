@@ -29,6 +29,10 @@ from jax_core.lowrank.plan import Plan, Problem
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
+from jax_core.xla.memory import free_bytes, gibibytes
+
+_LOW_RANK = 4  # blocks of vectors that a reduction holds at once: basis, image, and what is made of them
+_FULL = 3  # matrices: the curvature, its eigenvectors, and the decomposition's workspace
 
 
 @dataclass(frozen=True)
@@ -112,3 +116,39 @@ def _forward_flops(source: Source, example: Any) -> float:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), source.params)
     costs = jax.jit(lambda x, p: source.model_fn(x, p)).lower(example, shapes).cost_analysis() or {}
     return float(costs.get("flops", 2 * get_size(source.params)))
+
+
+def needed_bytes(source: Source, structure: str, rank: int) -> dict[str, float]:
+    """Bytes that each structure needs, beside the network itself, by their names."""
+    size, itemsize = get_size(source.params), jnp.dtype(source.dtype).itemsize
+    batch = source.passes.peek()
+    outputs = jax.eval_shape(source.model_fn, example_shapes(batch.input), source.params).size
+    hessians = 2 * 8.0 * batch_size(batch) * outputs**2  # of a batch in float64, and their eigenvectors
+    return {
+        "full": _FULL * itemsize * float(size) ** 2 + hessians,
+        "diag": 2.0 * itemsize * size + hessians,
+        "lowrank": _LOW_RANK * itemsize * 2.0 * rank * size,
+    }
+
+
+def check_memory(source: Source, structure: str, rank: int) -> None:
+    """Refuse what cannot fit, before any work.
+
+    Raises:
+        MemoryError: With what is needed, what is free, and the structures that would fit.
+    """
+    free = free_bytes()
+    needed = needed_bytes(source, structure, rank)
+    if free is None or needed[structure] <= free:
+        return
+    fitting = [
+        f"{name!r} ({gibibytes(count)})" for name, count in needed.items() if name != structure and count <= free
+    ]
+    smaller = int(free / needed[structure] * rank) if structure == "lowrank" else 0
+    if smaller:
+        fitting.append(f"rank={smaller}")
+    remedy = f"Use {' or '.join(fitting)}." if fitting else "Let fewer parameters have requires_grad=True."
+    raise MemoryError(
+        f"The structure {structure!r} of {get_size(source.params):,} parameters takes about "
+        f"{gibibytes(needed[structure])}, and {gibibytes(free)} are free. {remedy}"
+    )
