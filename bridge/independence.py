@@ -159,33 +159,42 @@ def _seen(model: nn.Module, batch: Any, how: str) -> str:
 
 def _first_module(model: nn.Module, batch: Any) -> str:
     """The innermost module whose output for half of the batch is not that half of its output for the whole."""
-    count = _length(batch)
-    half = max(1, count // 2)
-    whole, part = _module_outputs(model, batch), _module_outputs(model, _slice(batch, 0, half))
-    for key, output in whole.items():
-        other = part.get(key)
-        if (
-            other is None
-            or output.ndim == 0
-            or output.shape[0] != count
-            or other.numel() * count != output.numel() * half
-        ):
+    half = max(1, _length(batch) // 2)
+    whole, part = _module_values(model, batch), _module_values(model, _slice(batch, 0, half))
+    for (path, number), (given, output) in whole.items():
+        other = part.get((path, number))
+        if other is None or not _is_moved(output, other[1], _length(batch), half):
             continue
-        if _difference(other.reshape(-1, *output.shape[1:]), output[:half]) > _OUTPUTS:
-            return key[0]
-    return "the model's own forward"
+        if _is_moved(given, other[0], _length(batch), half):  # what came in was mixed before
+            parent = path.rpartition(".")[0]
+            return f"{parent if parent.startswith('model.') else _ROOT}, before {path}"
+        return path
+    return _ROOT
 
 
-def _module_outputs(model: nn.Module, batch: Any) -> dict[tuple[str, int], torch.Tensor]:
-    found: dict[tuple[str, int], torch.Tensor] = {}
+_ROOT = "the model's own forward"
+
+
+def _is_moved(whole: torch.Tensor | None, part: torch.Tensor | None, count: int, half: int) -> bool:
+    """Whether a value of a part of the batch is another than in the whole, as far as both have the batch on axis 0."""
+    if whole is None or part is None or whole.ndim == 0 or whole.shape[0] != count:
+        return False
+    if part.numel() * count != whole.numel() * half:
+        return False
+    return _difference(part.reshape(-1, *whole.shape[1:]), whole[:half]) > _OUTPUTS
+
+
+def _module_values(model: nn.Module, batch: Any) -> dict[tuple[str, int], tuple[Any, torch.Tensor]]:
+    """First input and output of each call of a module, in the order in which the calls end."""
+    found: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
-        path = f"model.{name} ({type(module).__name__})" if name else "the model's own forward"
+        path = f"model.{name} ({type(module).__name__})" if name else _ROOT
 
         def keep(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
             if isinstance(output, torch.Tensor):
-                calls = sum(key[0] == path for key in found)
-                found[path, calls] = output.detach().clone()
+                given = next((arg.detach().clone() for arg in args if isinstance(arg, torch.Tensor)), None)
+                found[path, sum(key[0] == path for key in found)] = given, output.detach().clone()
 
         handles.append(module.register_forward_hook(keep))
     try:

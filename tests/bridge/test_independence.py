@@ -67,6 +67,17 @@ def test_the_module_where_it_begins_is_named():
         fit(nn.Sequential(*model, nn.Linear(4, 3)), BATCH, torch.arange(6) % 3)
 
 
+def test_what_mixes_before_a_module_is_not_laid_at_its_door():
+    class Before(Mixing):
+        def forward(self, x):
+            return self.layer(self.mix(x))
+
+    with pytest.raises(TraceError, match=r"in the model's own forward, before model\.layer \(Linear\)"):
+        output_shapes(Before(SEEING["mean"]), BATCH)
+    with pytest.raises(TraceError, match=r"in model\.1, before model\.1\.layer \(Linear\)"):
+        output_shapes(nn.Sequential(nn.Tanh(), Before(SEEING["mean"])), BATCH)
+
+
 def test_batch_norm_with_its_statistics_treats_samples_alone():
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     before = {k: v.clone() for k, v in model.state_dict().items()}
