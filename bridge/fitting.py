@@ -120,7 +120,7 @@ def trace_for_fit(model: nn.Module, example: Any, tracer: Tracer) -> TracedModel
 
 
 @jax.jit
-def _posterior(mean: Params, curvature: Operator, scale: float, prior: jax.Array) -> Posterior:
+def _posterior(mean: Params, curvature: Operator, scale: jax.Array | float, prior: jax.Array) -> Posterior:
     return Posterior.create(mean, curvature.rescale(scale), prior)
 
 
