@@ -238,7 +238,7 @@ def checked_passes(
 
 
 @jax.jit
-def _posterior(mean: Params, curvature: Operator, scale: float, prior: jax.Array) -> Posterior:
+def _posterior(mean: Params, curvature: Operator, scale: jax.Array | float, prior: jax.Array) -> Posterior:
     return Posterior.create(mean, curvature.rescale(scale), prior)
 
 

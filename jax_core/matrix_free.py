@@ -32,7 +32,7 @@ def to_dense(mv: MatVec, layout: Any = None, *, block_size: int = _COLUMNS) -> F
     return _lowered(mv, lambda product: jnp.moveaxis(_columns(product, layout, block_size, _whole), 0, -1))
 
 
-def diagonal(mv: MatVec | Float[Array, "P P"], layout: Any = None, *, block_size: int = _COLUMNS) -> Float[Array, " P"]:
+def diagonal(mv: MatVec | Float[Any, "P P"], layout: Any = None, *, block_size: int = _COLUMNS) -> Float[Array, " P"]:
     """The diagonal of a product (or of a matrix), exactly, without holding the matrix.
 
     Args:

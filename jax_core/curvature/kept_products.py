@@ -48,8 +48,8 @@ class KeptProducts:
                 self.sums.add(data, number)
                 self._kept.append(linear)
 
-    def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
-        """The product with one flat vector."""
+    def product(self, vec: Float[Array, "*K P"]) -> Float[Array, "*K P"]:
+        """The product with one flat vector, or with a group of them."""
         vec = on_device_of(self.params, vec)
         total = jnp.zeros_like(vec)
         for linear in self._kept:

@@ -26,7 +26,7 @@ class Linearized:
     """
 
     jacobian: Callable[[Params], Array]
-    outputs: Float[Array, "B *output"]
+    outputs: Float[Any, "B *output"]
     target: Any
 
     def products(self, params: Params, likelihood: Likelihood, vectors: Float[Array, "*K P"]) -> Float[Array, "*K P"]:

@@ -71,7 +71,7 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 @partial(jax.jit, static_argnums=2)
-def _slice(batch: Batch, start: int, size: int) -> Batch:
+def _slice(batch: Batch, start: jax.Array | int, size: int) -> Batch:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), batch)
 
 

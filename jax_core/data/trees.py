@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from jax_core.types import Params
 
@@ -27,7 +27,7 @@ def get_bytes(tree: Params) -> int:
 
 def flattener(
     tree: Params,
-) -> tuple[Callable[[Params], Float[Array, " P"]], Callable[[Float[Array, " P"]], Params]]:
+) -> tuple[Callable[[Params], Shaped[Array, " P"]], Callable[[Shaped[Array, " P"]], Params]]:
     """Make the two maps between pytrees shaped like ``tree`` and flat vectors.
 
     Leaves are laid out in the order of ``jax.tree.leaves``, each in C order; the flat vector has the promoted dtype
@@ -43,13 +43,14 @@ def flattener(
     shapes = [jnp.shape(leaf) for leaf in leaves]
     dtypes = [jnp.result_type(leaf) for leaf in leaves]
     ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-    flat_dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
+    with jax.numpy_dtype_promotion("standard"):  # leaves of several dtypes are promoted on purpose
+        flat_dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
 
-    def flatten(values: Params) -> Float[Array, " P"]:
+    def flatten(values: Params) -> Shaped[Array, " P"]:
         parts = [jnp.ravel(leaf).astype(flat_dtype) for leaf in jax.tree.leaves(values)]
         return jnp.concatenate(parts) if parts else jnp.zeros((0,), flat_dtype)
 
-    def unflatten(vector: Float[Array, " P"]) -> Params:
+    def unflatten(vector: Array) -> Params:
         if vector.shape != (ends[-1] if ends else 0,):
             raise ValueError(
                 f"A vector of shape {vector.shape} cannot be laid out as a tree of {ends[-1] if ends else 0} scalars. "

@@ -23,11 +23,12 @@ def _bin_metrics(
     index: Int[Array, " N"],
     num_bins: int,
 ) -> BinMetrics:
-    members = index == jnp.arange(num_bins)[:, None]  # (M, N)
+    members = index == jnp.arange(num_bins, dtype=index.dtype)[:, None]  # (M, N)
     counts = members.sum(axis=1)
     # One masked sum a bin, not a scatter: a sequential float32 sum over 60,000 samples loses three digits.
     sums = [jnp.where(members, values, 0).sum(axis=1) for values in (confidence, correctness)]
-    means = [total / jnp.maximum(counts, 1) for total in sums]
+    divisor = jnp.maximum(counts, 1).astype(confidence.dtype)
+    means = [total.astype(confidence.dtype) / divisor for total in sums]
     return BinMetrics((counts / confidence.shape[0]).astype(confidence.dtype), *means)
 
 

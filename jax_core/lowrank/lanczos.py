@@ -112,7 +112,7 @@ def _orthogonalise(
 
 
 @partial(jax.jit, donate_argnums=0)
-def _store(basis: Array, vector: Array, step: int) -> Array:
+def _store(basis: Array, vector: Array, step: Array | int) -> Array:
     return basis.at[step].set(vector)
 
 

@@ -61,13 +61,13 @@ def moments(samples: Float[Array, "S B *output"]) -> GaussianOutputs:
 
 
 @jax.jit
-def _draw(posterior: Posterior, key: Array, index: int) -> Params:
+def _draw(posterior: Posterior, key: Array, index: Array | int) -> Params:
     flatten, unflatten = flattener(posterior.mean)
     return unflatten(flatten(posterior.mean) + posterior.deviations(jax.random.fold_in(key, index), 1)[0])
 
 
 @partial(jax.jit, donate_argnums=0)
-def _store(samples: Array, one: Array, index: int) -> Array:
+def _store(samples: Array, one: Array, index: Array | int) -> Array:
     return samples.at[index].set(one)
 
 

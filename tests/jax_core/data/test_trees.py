@@ -22,6 +22,8 @@ from jax_core import (
 from jax_core.data import trees
 from tests.cases import quick_jit
 
+# trees of several dtypes are what is tested here
+pytestmark = pytest.mark.mixed_dtypes
 SHAPES = ((), (0,), (1,), (3,), (2, 0), (2, 1, 2), (1, 1, 1), (0, 0))
 FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
 ANY = (*FLOATS, jnp.int32, jnp.uint8)

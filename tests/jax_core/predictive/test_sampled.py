@@ -31,7 +31,7 @@ def linear_posterior(structure):
     """Of each model, one and the same 5 x 5 covariance; and that covariance."""
     root = jax.random.normal(jax.random.key(0), (5, 3))
     curvature = root @ root.T
-    mean = {"b": jnp.arange(MODELS) / 10.0, "w": jax.random.normal(jax.random.key(1), (MODELS, INPUTS))}
+    mean = {"b": jnp.arange(float(MODELS)) / 10.0, "w": jax.random.normal(jax.random.key(1), (MODELS, INPUTS))}
     if structure == "diagonal":
         curvature = jnp.diag(jnp.diagonal(curvature))
     # flattened parameters are all b, then all w row by row: model m owns b_m and w_m

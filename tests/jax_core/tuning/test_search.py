@@ -83,6 +83,7 @@ def test_bad_grid_limits_are_refused(low, high, num):
         log_grid(low, high, num)
 
 
+@pytest.mark.mixed_dtypes  # optax mixes Python floats and an int32 count
 @pytest.mark.parametrize("start", [1.0, [1.0, 300.0, 0.02]])
 def test_descent_reaches_the_bottom_of_a_bowl(x64, start):
     bottom = jnp.array(7.0) if np.ndim(start) == 0 else jnp.array([0.5, 20.0, 3.0])
@@ -91,6 +92,7 @@ def test_descent_reaches_the_bottom_of_a_bowl(x64, start):
     assert isinstance(found.prior_precision, float) == (np.ndim(start) == 0)
 
 
+@pytest.mark.mixed_dtypes  # optax mixes Python floats and an int32 count
 def test_descent_returns_the_best_point_of_its_path(x64):
     def loss(p):
         return jnp.log(p) ** 2
@@ -106,12 +108,14 @@ def test_descent_returns_the_best_point_of_its_path(x64):
     np.testing.assert_allclose(np.log(found.precisions[1:] / 1) / np.log(found.precisions[:-1]), -0.98, rtol=1e-6)
 
 
+@pytest.mark.mixed_dtypes  # optax mixes Python floats and an int32 count
 @pytest.mark.parametrize("start", [0.0, -1.0, [1.0, 0.0], float("nan")])
 def test_descent_refuses_to_start_at_what_is_no_precision(start):
     with pytest.raises(ValueError, match="cannot start"):
         gradient_descent(lambda p: jnp.sum(p), start)
 
 
+@pytest.mark.mixed_dtypes  # optax mixes Python floats and an int32 count
 def test_descent_refuses_a_start_without_a_loss():
     with pytest.raises(ValueError, match="loss is nan at the start"):
         gradient_descent(lambda p: p * jnp.nan, 1.0)
