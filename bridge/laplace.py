@@ -12,10 +12,10 @@ from torch import nn
 
 from bridge.dataloader import ToBatch, tensors
 from bridge.fitting import ReadOptions, Tracer, fit_module
+from bridge.keeping import KeptLaplace
 from bridge.losses import to_loss
 from bridge.options import LinkName, PredictionType, one_of, whole
 from bridge.predictives import Request, distribution, predict
-from bridge.state import LaplaceState
 from bridge.tuning import TuningMethod, check_arguments, tune
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
@@ -23,7 +23,7 @@ from jax_core.likelihoods import Likelihood
 from jax_core.tuning import Objective, Score, Tuned
 
 
-class Laplace(LaplaceState):
+class Laplace(KeptLaplace):
     r"""A Laplace approximation around a trained torch model, computed in JAX.
 
     The posterior over weights is $\mathcal N(\theta^*, (\tfrac{1}{\sigma^2 T} G + D)^{-1})$ with the generalised

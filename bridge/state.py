@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from bridge.against_torch import compare_outputs
 from bridge.description import Description
@@ -17,9 +13,7 @@ from bridge.losses import Loss
 from bridge.outputs import OutputLayout
 from bridge.precision import in_float32
 from bridge.prediction import checked_inputs
-from bridge.serialization import Record, unpack
 from bridge.tracing.checks import unwrap
-from bridge.weights import WeightWatch
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.posterior import Evidence, Posterior, log_marginal_likelihood
@@ -38,7 +32,6 @@ class LaplaceState(Description):
         self._fit: FittedModel | None = None
         self._posterior: Posterior | None = None
         self._verified = True
-        self._record: bytes | None = None
 
     def loss_for(self, layout: OutputLayout, hyper: Hyperparameters) -> Loss:
         """The loss with the noise per output in it."""
@@ -54,12 +47,12 @@ class LaplaceState(Description):
         """Take a fit for one's own; ``verified`` says whether its trace was compared with torch."""
         self.order = self.current_order()
         self._posterior = fit.posterior(hyper.prior_precision, hyper.scale, self.order)
-        self._fit, self._hyper, self._verified, self._record = fit, hyper, verified, None
+        self._fit, self._hyper, self._verified = fit, hyper, verified
 
     @property
     def is_fitted(self) -> bool:
         """Whether there is a posterior."""
-        return self._fit is not None or self._record is not None
+        return self._fit is not None
 
     def fit_result(self, *, check_weights: bool = True) -> tuple[FittedModel, Posterior]:
         """The fit and the posterior.
@@ -67,8 +60,7 @@ class LaplaceState(Description):
         Raises:
             RuntimeError: Before ``fit``, or if the model's weights have changed since.
         """
-        if self._record is not None:
-            self._restore(unpack(self._record, "What was kept of this Laplace"))
+        self._take_up()
         if self._fit is None or self._posterior is None:
             raise RuntimeError("This Laplace has no posterior yet. Call fit(train_loader) first.")
         if check_weights:
@@ -84,6 +76,9 @@ class LaplaceState(Description):
                 )
         return self._fit, self._posterior
 
+    def _take_up(self) -> None:
+        """Take up a posterior that is at hand only as bytes."""
+
     def verify_on(self, x: Any) -> None:
         """Compare a trace that was made without data with torch, on the first batch that it is to predict.
 
@@ -95,11 +90,6 @@ class LaplaceState(Description):
         fit = self.fit_result()[0]
         compare_outputs(in_float32(unwrap(self.model)), fit.model_fn, fit.params, checked_inputs(fit.traced, x))
         self._verified = True
-
-    def _restore(self, record: Record) -> None:
-        from bridge.checkpoint import restore  # it builds on this module
-
-        restore(record, self)
 
     @property
     def posterior(self) -> Posterior:
@@ -133,52 +123,3 @@ class LaplaceState(Description):
     def log_marginal_likelihood(self) -> float:
         """The Laplace approximation of the log evidence of the training data."""
         return float(self.evidence().total)
-
-    def get_extra_state(self) -> torch.Tensor:
-        """The posterior as bytes, for ``state_dict``; empty before ``fit``."""
-        return torch.frombuffer(bytearray(self._kept_bytes() or b""), dtype=torch.uint8) if self.is_fitted else _NOTHING
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        """Take the posterior of a state dict, once the weights are loaded too."""
-        self._record = state.numpy().tobytes() if state.numel() else self._record
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights and posterior.
-
-        Raises:
-            ValueError: If the posterior is of another likelihood, structure or set of parameters, before anything is
-                changed.
-        """
-        from bridge.checkpoint import check_description  # it builds on this module
-
-        extra = state_dict.get("_extra_state")
-        if isinstance(extra, torch.Tensor) and extra.numel():
-            check_description(unpack(extra.numpy().tobytes(), "The state dict"), self)
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if self._record is not None:
-            self.fit_result(check_weights=False)
-        return result
-
-    def _kept_bytes(self) -> bytes | None:
-        from bridge.checkpoint import to_bytes  # it builds on this module
-
-        if self._record is not None or self._fit is None:
-            return self._record
-        return to_bytes(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle: programs are left behind, and traced again where they are needed."""
-        return {**self.__dict__, "_fit": None, "_posterior": None, "_record": self._kept_bytes()}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LaplaceState:
-        """A copy with a model of its own; the fit, which never changes, is shared."""
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        shared = {"_fit", "_posterior", "loss", "options", "reading", "order", "_hyper", "_record"}
-        new.__dict__.update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        if new._fit is not None:
-            new._fit = dataclasses.replace(new._fit, watch=WeightWatch(new.model))
-        return new
-
-
-_NOTHING = torch.zeros(0, dtype=torch.uint8)

@@ -11,43 +11,22 @@ from jaxtyping import Array, Float
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.fold import fold_batches
 from jax_core.curvature.linearization import Linearized
+from jax_core.curvature.stream import Stream
 from jax_core.data.batches import Batch
-from jax_core.data.checkpoint import Checkpoint
-from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import ForwardCost, example_shapes, forward_cost, group_size, sum_over_chunks
 
 
-class ProductStream:
+class ProductStream(Stream):
     r"""$v \mapsto \sum_i J_i^\top H_i J_i\, v$ over a loader, unscaled, batch by batch on the host.
 
     Attributes:
         sums: What the first pass added up.
     """
 
-    def __init__(
-        self,
-        model_fn: ModelFn,
-        params: Params,
-        likelihood: Likelihood,
-        passes: LoaderPasses,
-        *,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        """Bind a model and its loss to a loader.
-
-        Args:
-            model_fn: For one example; its bound arrays become arguments of the compiled programs.
-            params: Where to linearise.
-            likelihood: The loss.
-            passes: The data.
-            checkpoint: Where the running products of a single pass are kept.
-        """
-        self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
-        self._checkpoint = checkpoint
-        self.sums: DataSums | None = None
+    sums: DataSums | None = None
 
     def product(self, vec: Float[Array, " P"]) -> Float[Array, " P"]:
         """The product with one flat vector, in one pass over the data."""

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import BatchSums, DataSums
 from jax_core.curvature.fold import fold_batches
+from jax_core.curvature.stream import Stream
 from jax_core.data.batches import Batch, KnownSizes, batch_size, evenly, padded, pieces
-from jax_core.data.checkpoint import Checkpoint
-from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
 from jax_core.gradients.factored import Layout, Parts
 from jax_core.gradients.jacobians import factored_jacobian, find_layout
@@ -27,7 +26,7 @@ from jax_core.xla.compiled import cached_by_shape
 _CHUNK_BYTES = 24 * 2**20  # of activations and plain rows together, below the cliff of xla/chunks.py
 
 
-class JacobianStream:
+class JacobianStream(Stream):
     r"""$V \mapsto \sum_i J_i^\top H_i J_i V$ over a loader, unscaled, with some layers in factors.
 
     Where one example's Jacobian is cheap (few outputs, dense layers) a block of vectors meets it in matrix products,
@@ -37,27 +36,7 @@ class JacobianStream:
         sums: What the first pass added up.
     """
 
-    def __init__(
-        self,
-        model_fn: ModelFn,
-        params: Params,
-        likelihood: Likelihood,
-        passes: LoaderPasses,
-        *,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        """Bind a model and its loss to a loader.
-
-        Args:
-            model_fn: For one example; its bound arrays become arguments of the compiled programs.
-            params: Where to linearise.
-            likelihood: The loss.
-            passes: The data.
-            checkpoint: Where the running products of a single pass are kept.
-        """
-        self.model_fn, self.params, self.likelihood, self.passes = model_fn, params, likelihood, passes
-        self._checkpoint = checkpoint
-        self.sums: DataSums | None = None
+    sums: DataSums | None = None
 
     def block(self, rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
         """The products with a block of flat vectors, in one pass over the data."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.fold import is_same_data, like_carry
+from jax_core.curvature.stream import Stream
 from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
 from jax_core.data.checkpoint import Checkpoint, Saved
 from jax_core.data.passes import LoaderPasses
@@ -26,7 +27,7 @@ Carry = TypeVar("Carry")
 Step: TypeAlias = Callable[[Any, Array, Any], Any]
 
 
-class RowStream:
+class RowStream(Stream):
     r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.gradients.rows`), unscaled.
 
     Attributes:
@@ -47,15 +48,15 @@ class RowStream:
         """Bind a model and its loss to a loader.
 
         Args:
-            model_fn: For one example; its bound arrays become arguments of the compiled programs.
+            model_fn: As of every stream, like the next three.
             params: Where to linearise.
             likelihood: The loss.
             passes: The data.
             tolerance: Largest share of the loss curvature that may be dropped, per batch.
             checkpoint: Where the carry of :meth:`fold` is kept.
         """
-        self.model_fn, self.params, self.likelihood = model_fn, params, likelihood
-        self.passes, self.tolerance, self._checkpoint = passes, tolerance, checkpoint
+        super().__init__(model_fn, params, likelihood, passes, checkpoint=checkpoint)
+        self.tolerance = tolerance
         self.sums, self.num_rows, self._read = DataSums(), 0, 0
 
     @property

@@ -1,0 +1,185 @@
+"""A fit that stops goes on from its checkpoint, to the same posterior; two batches are held against torch."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bridge import Laplace, MismatchError, lowers
+from bridge.tracing.lowering import LOWERINGS
+from jax_core.data import checkpoint as checkpoints
+from tests.bridge.dense import fit
+
+X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 3
+
+
+class Stopping:
+    """A loader that fails at a batch, as long as it is told to."""
+
+    def __init__(self, stop, shuffle=False):
+        self.stop, self.order = stop, torch.randperm(40) if shuffle else torch.arange(40)
+
+    def __iter__(self):
+        for number, part in enumerate(self.order.split(5)):
+            if number == self.stop:
+                raise ConnectionError("the disk is gone")
+            yield X[part], Y[part]
+
+
+@pytest.fixture(autouse=True)
+def at_every_batch(monkeypatch):
+    monkeypatch.setattr(checkpoints, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "_SHARE", 0.0)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def new(**options):
+    return Laplace(network(), cache="none", progress=False, **({"rank": 10} | options))
+
+
+def spread(la):
+    return la.predictive_distribution(X[:4])[1]
+
+
+HOW = [{"hessian_structure": "full"}, {"hessian_structure": "diag"}, {"method": "nystrom"}]
+MANY = [
+    {"method": "lanczos"},
+    {"method": "block_lanczos"},
+    {"method": "lobpcg", "rank": 5},
+    {"method": "nystrom", "passes": 2},
+]
+
+
+@pytest.mark.parametrize("options", HOW, ids=str)
+def test_a_pass_that_stopped_goes_on_to_the_same_posterior(options, tmp_path):
+    straight = new(**options).fit(Stopping(None))
+    for stop in (3, 6):
+        with pytest.raises(ConnectionError):
+            new(**options).fit(Stopping(stop), checkpoint=tmp_path)
+    state = max(checkpoints._read(tmp_path / name)[1]["count"] for name in ("state-0", "state-1"))
+    la = new(**options).fit(Stopping(None), checkpoint=tmp_path)
+    after = max(checkpoints._read(tmp_path / name)[1]["count"] for name in ("state-0", "state-1"))
+    assert 0 < state < after <= state + 6  # what was there was not done again
+    torch.testing.assert_close(spread(la), spread(straight), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(la.fitted.nll, straight.fitted.nll, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", MANY, ids=str)
+def test_products_that_were_made_are_not_made_again(options, tmp_path, monkeypatch):
+    straight = new(**options).fit(Stopping(None))
+    new(**options).fit(Stopping(None), checkpoint=tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("product-*"))
+    for name in kept[len(kept) // 2 :]:
+        (tmp_path / name).unlink()
+    made = []
+    keep = checkpoints.Checkpoint.keep_product
+    monkeypatch.setattr(checkpoints.Checkpoint, "keep_product", lambda self, *a: (made.append(a[0]), keep(self, *a)))
+    la = new(**options).fit(Stopping(None), checkpoint=tmp_path)
+    assert made == list(range(len(kept) // 2, len(kept)))
+    torch.testing.assert_close(spread(la), spread(straight), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(la.fitted.nll, straight.fitted.nll, rtol=1e-6)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path):
+    straight = new().fit(Stopping(None))
+    with pytest.raises(ConnectionError):
+        new().fit(Stopping(6), checkpoint=tmp_path)
+    newest = max(tmp_path.glob("state-*"), key=lambda path: checkpoints._read(path)[1]["count"])
+    content = newest.read_bytes()
+    for damaged in (content[:-7], content[:-7] + bytes([content[-7] ^ 1]) + content[-6:], b""):
+        newest.write_bytes(damaged)
+        torch.testing.assert_close(spread(new().fit(Stopping(None), checkpoint=tmp_path)), spread(straight))
+
+
+def test_other_data_and_other_fits_are_noticed(tmp_path):
+    with pytest.raises(ConnectionError):
+        new().fit(Stopping(6), checkpoint=tmp_path)
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match=r"not those that the loader shows now.*starts from its beginning"):
+        la = new().fit(Stopping(None, shuffle=True), checkpoint=tmp_path)
+    torch.testing.assert_close(spread(la), spread(new().fit(Stopping(None))), rtol=1e-4, atol=1e-6)
+    for other in (new(rank=9), new(seed=1), Laplace(nn.Linear(4, 3), rank=10, cache="none", progress=False)):
+        with pytest.raises(ValueError, match=r"state of another fit.*empty folder"):
+            other.fit(Stopping(None), checkpoint=tmp_path)
+
+
+def test_a_finished_fit_is_read_from_its_checkpoint(tmp_path):
+    first = new().fit(Stopping(None), checkpoint=tmp_path)
+    again = new().fit(Stopping(None), checkpoint=tmp_path)
+    assert torch.equal(spread(first), spread(again))
+
+
+KILLED = """
+    import sys, time, torch
+    from torch import nn
+    from bridge import Laplace
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(200, 4)
+    class Slow:
+        def __iter__(self):
+            for part in x.split(5):
+                time.sleep(0.05)
+                print("batch", flush=True)
+                yield part, part.argmax(1) % 3
+    from jax_core.data import checkpoint
+    checkpoint._SECONDS = 0.0
+    la = Laplace(model, rank=10, method="nystrom", cache="none", progress=False).fit(Slow(), checkpoint=sys.argv[1])
+    print(la(x[:3]).tolist(), flush=True)
+"""
+
+
+def test_a_process_killed_at_any_moment_ends_in_the_same_posterior(tmp_path):
+    def start(folder):
+        code = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), str(folder)]
+        root = Path(__file__).resolve().parents[2]
+        return subprocess.Popen(
+            code, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": "."}
+        )
+
+    straight = start(tmp_path / "straight").communicate()[0].splitlines()[-1]
+    for batches in (9, 30):
+        process = start(tmp_path / "killed")
+        for _ in range(batches):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        time.sleep(0.05)
+    found = start(tmp_path / "killed").communicate()[0].splitlines()[-1]
+    np.testing.assert_allclose(eval(found), eval(straight), atol=1e-6)
+
+
+def test_a_trace_that_goes_wrong_on_later_data_is_found(monkeypatch):
+    """A lowering that is right where the example lies, and wrong elsewhere."""
+    operator = torch.ops.aten.tanh.default
+    right = LOWERINGS[operator]
+    before = dict(LOWERINGS)
+    try:
+        lowers(operator)(lambda x: jax.numpy.where(abs(x) > 2.5, x, right(x)))
+        near, far = X[:8] * 0.01, X * 50
+        loader = [(near, Y[:8]), (far, Y), (far, Y)]
+        with pytest.raises(MismatchError, match=r"batch [12] of the loader.*loss is .*torch's .*bridge.explain"):
+            Laplace(network(), rank=5, progress=False).fit(loader)
+    finally:
+        LOWERINGS.clear()
+        LOWERINGS.update(before)
+
+
+def test_iterators_are_read_from_their_first_batch_on():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=8)
+    la = Laplace(network(), hessian_structure="full", progress=False).fit(iter(loader))
+    assert la.fitted.num_samples == 40
+    torch.testing.assert_close(la(X), fit(network(), X, Y)(X))
