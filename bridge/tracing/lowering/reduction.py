@@ -122,12 +122,16 @@ def all_(x: Array, dim: Dims = None, keepdim: bool = False) -> Array:
 @lowers(aten.var.correction)
 def var(x: Array, dim: Dims = None, *, correction: float | None = None, keepdim: bool = False) -> Array:
     """The variance along the axes, over `n - correction` (1 unless told)."""
-    centred = x - jnp.mean(x, _axes(dim), keepdims=True)
-    total = jnp.sum(jnp.square(centred), _axes(dim), keepdims=keepdim)
     axes = _axes(dim)
-    chosen = range(x.ndim) if axes is None else (axes,) if isinstance(axes, int) else axes
-    count = math.prod(x.shape[axis] for axis in chosen) - (1 if correction is None else correction)
-    return total / jnp.asarray(max(count, 0), total.dtype)  # as torch: infinity or NaN where nothing is left
+    chosen = {axis % x.ndim for axis in (range(x.ndim) if axes is None else (axes,) if isinstance(axes, int) else axes)}
+    first = tuple(slice(0, 1) if axis in chosen else slice(None) for axis in range(x.ndim))
+    count = math.prod(x.shape[axis] for axis in chosen)
+    # from the first element, so that what is constant has no variance at all, not one of rounding
+    x = x - lax.stop_gradient(x[first]) if count else x
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    total = jnp.sum(jnp.square(centred), axes, keepdims=keepdim)
+    # as torch: infinity or NaN where nothing is left
+    return total / jnp.asarray(max(count - (1 if correction is None else correction), 0), total.dtype)
 
 
 @lowers(aten.std.correction)
