@@ -7,7 +7,7 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help mnist tutorial test test-all test-zoo test-oldest test-py bench lint format clean
+.PHONY: help mnist tutorial test test-all test-zoo test-oldest test-py fuzz bench lint format clean
 
 help:
 	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  run every test, compiled as users compile"
 	@echo "make test-zoo  run one third of the zoo, TURN=0, 1 or 2, compiled so too"
 	@echo "make test-oldest, make test-py  the tests with the oldest packages allowed, and on each Python"
+	@echo "make fuzz      5,000 random programs, traced and held against torch: two hours"
 	@echo "make bench     ours beside the peers: an hour"
 	@echo "make lint      ruff and pyright"
 
@@ -61,6 +62,11 @@ test-py:
 	@for python in python3.11 python3.12 python3.13; do \
 		$$python -c '' 2>/dev/null || { echo "$$python is missing: left out"; continue; }; \
 		$(MAKE) test VENV=.venv-$$python PYTHON=$$python || exit 1; done
+
+# BRIDGE_FUZZ_SEED=... starts elsewhere than at today's seed; a failure shows the program and its own.
+fuzz: $(VENV)/.installed-test
+	BRIDGE_FUZZ_COUNT=$${BRIDGE_FUZZ_COUNT:-5000} OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/bridge/tracing/test_fuzz.py --numprocesses 2 $(ARGS)
 
 BENCHMARKS := product against_laplax fit_and_predict whole_dataset quality large choice growth tracing
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
+from jax.core import Tracer
 from jaxtyping import Array
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -19,6 +22,7 @@ from bridge.tracing.inputs import Signature
 from bridge.tracing.interpreter import compile_steps, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.outputs import plain
+from bridge.tracing.wide import overflows
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -100,7 +104,7 @@ def to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
 
 def graph_function(program: ExportedProgram, binding: Binding, signature: Signature) -> Callable[..., Any]:
     """The pure function `function(buffers, params, *inputs)` of an exported graph."""
-    steps = compile_steps(program.graph)
+    steps, is_wide = compile_steps(program.graph), overflows(program.graph)
     outputs = _outputs(program)
     template = _template(program)
 
@@ -108,11 +112,41 @@ def graph_function(program: ExportedProgram, binding: Binding, signature: Signat
         values: dict[str, Any] = dict(zip(binding.inputs, signature.flatten(inputs), strict=True))
         for placeholder, name in binding.names.items():
             values[placeholder] = params[name] if name in binding.params else buffers[name]
-        run_steps(steps, values)
-        leaves = [logical(values[item.name]) if isinstance(item, torch.fx.Node) else item for item in outputs]
+        if is_wide and not jax.config.read("jax_enable_x64"):
+            leaves = _in_64_bits(lambda: compute(values), values)
+        else:
+            leaves = compute(values)
         return jax.tree.map(lambda index: leaves[index], template)
 
+    def compute(values: dict[str, Any]) -> list[Any]:
+        run_steps(steps, values)
+        return [logical(values[item.name]) if isinstance(item, torch.fx.Node) else item for item in outputs]
+
     return function
+
+
+def _in_64_bits(compute: Callable[[], list[Any]], values: dict[str, Any]) -> list[Any]:
+    """Outputs of 32 bits of what is computed with integers of 64, as torch has them; floats stay what they are."""
+    with jax.enable_x64(True):
+        for name, value in values.items():
+            if getattr(value, "dtype", None) == jnp.int32:
+                values[name] = value.astype(jnp.int64)
+        narrow = {jnp.dtype("int64"): jnp.int32, jnp.dtype("uint64"): jnp.uint32, jnp.dtype("float64"): jnp.float32}
+        leaves = compute()
+        for leaf in leaves:
+            _check_narrow(leaf)
+        return [x.astype(narrow.get(x.dtype, x.dtype)) if hasattr(x, "dtype") else x for x in leaves]
+
+
+def _check_narrow(leaf: Any) -> None:
+    """Raise where an integer output is known not to fit; inside `jit` nothing is known."""
+    if getattr(leaf, "dtype", None) == jnp.int64 and not isinstance(leaf, Tracer) and leaf.size:
+        largest = int(np.abs(np.asarray(leaf)).max())
+        if largest > np.iinfo(np.int32).max:
+            raise OverflowError(
+                f"The model returns the integer {largest}, which int32 cannot hold. Enable JAX's 64-bit types: "
+                "jax.config.update('jax_enable_x64', True)."
+            )
 
 
 def _outputs(program: ExportedProgram) -> list[Any]:

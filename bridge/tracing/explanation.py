@@ -17,14 +17,18 @@ from bridge.tensors import to_jax
 from bridge.tracing.binding import Binding, bind, to_arrays
 from bridge.tracing.capture import capture
 from bridge.tracing.checks import check, unwrap
-from bridge.tracing.comparison import relative_error
-from bridge.tracing.errors import MissingLoweringError
+from bridge.tracing.comparison import norm, relative_error
+from bridge.tracing.errors import MissingLoweringError, TraceError
+from bridge.tracing.exported import trace_export
 from bridge.tracing.guards import batch_sizes
 from bridge.tracing.inputs import Inputs, make_signature
 from bridge.tracing.interpreter import compile_steps, has_lowering, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.modes import evaluating
-from bridge.tracing.state import cloned, unchanged
+from bridge.tracing.results import torch_results, traced_results
+from bridge.tracing.state import Snapshot, cloned, unchanged
+
+_SHOWN = 1e-4  # errors of gradients above are listed one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Explanation:
     """The table that `explain` returns; print it."""
 
     rows: tuple[Row, ...]
+    gradients: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """For each parameter, how far its gradient is from torch's; empty where that could not be computed."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -58,6 +64,10 @@ class Explanation:
             ]
             error = "-" if row.error is None else f"{row.error:.1e}"
             lines.append(f"{row.module[-40:]:40} {row.kind[-24:]:24} {error:>8}  {', '.join(names)}")
+        wrong = {name: error for name, error in self.gradients.items() if not error <= _SHOWN}
+        lines += [f"gradient of {name} is off by {error:.1e}" for name, error in wrong.items()]
+        if self.gradients and not wrong:
+            lines.append(f"gradients agree to {max(self.gradients.values()):.1e}")
         return "\n".join(lines)
 
 
@@ -74,7 +84,20 @@ def explain(model: torch.nn.Module, example_inputs: torch.Tensor | tuple[Any, ..
         program = snapshot.around(lambda: capture(model, cloned(inputs)))
         wanted = snapshot.around(lambda: _torch_outputs(model, cloned(inputs)))
         got = _jax_outputs(program, bind(program, model), inputs)
-    return Explanation(tuple(_rows(program, wanted, got)))
+        gradients = _gradients(model, inputs, snapshot) if got else {}
+    return Explanation(tuple(_rows(program, wanted, got)), gradients)
+
+
+def _gradients(model: torch.nn.Module, inputs: Inputs, snapshot: Snapshot) -> dict[str, float]:
+    """The errors of gradients: a backward of one's own shows in no output."""
+    try:
+        traced = snapshot.around(lambda: trace_export(model, cloned(inputs)))
+        wanted, cotangents = snapshot.around(lambda: torch_results(model, inputs, traced.params))
+        got = traced_results(traced, inputs, cotangents)
+    except TraceError:
+        return {}
+    largest = max((norm(g) for g in wanted.gradients.values()), default=0.0)
+    return {k: relative_error(got.gradients[k], g, floor=1e-3 * largest) for k, g in wanted.gradients.items()}
 
 
 def _rows(program: ExportedProgram, wanted: Mapping[str, torch.Tensor], got: Mapping[str, Any]) -> list[Row]:

@@ -21,6 +21,13 @@ aten = torch.ops.aten
 # arguments that say where and how torch stores a tensor, which arrays do not have
 _STORAGE = {"device", "pin_memory", "layout", "memory_format", "non_blocking", "generator"}
 
+
+# operators on two operands that torch brings to one dtype first
+_ARITHMETIC = {
+    f"aten.{name}" for name in ("add", "sub", "rsub", "mul", "div", "true_divide", "pow", "remainder", "fmod")
+}
+_COMPARISONS = {f"aten.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
 # operators with no value: checks that export writes into the graph
 _CHECKS = {
     aten._assert_async.msg,
@@ -45,6 +52,8 @@ class Step:
     """Values that no later step reads."""
     operator: str = ""
     where: str = ""
+    operands: torch.dtype | None = None
+    """The dtype in which torch computes, where it is not that of every operand."""
 
 
 def compile_steps(graph: fx.Graph) -> list[Step]:
@@ -73,6 +82,7 @@ def compile_steps(graph: fx.Graph) -> list[Step]:
             tuple(dying.get(node.name, ())),
             str(node.target),
             f"({where(node)})",
+            _operand_dtype(node),
         )
         for node in nodes
     ]
@@ -82,11 +92,16 @@ def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
     """Run the steps in order, on `values` by node name; afterwards it holds what the outputs need."""
     for step in steps:
         try:
-            result = step.run(*_resolve(step.args, values), **_resolve(step.kwargs, values))
+            args = _resolve(step.args, values)
+            if step.operands is not None:
+                args = tuple(_as_operand(x, step.operands) for x in args)
+            result = step.run(*args, **_resolve(step.kwargs, values))
             values[step.name] = _cast(result, step.dtypes)
         except TraceError:
             raise
-        except Exception as error:  # whatever JAX or a lowering raises
+        except NotImplementedError as error:  # a lowering says itself what it does not take
+            raise LoweringError(f"{step.operator} {step.where}: {error}") from error
+        except Exception as error:  # whatever JAX raises
             shapes = ", ".join(
                 str(logical(x).shape) for x in _resolve(step.args, values) if hasattr(logical(x), "shape")
             )
@@ -195,6 +210,30 @@ def _dtypes(node: fx.Node) -> Any:
     if isinstance(value, (list, tuple)):
         return [item.dtype if isinstance(item, torch.Tensor) else None for item in value]
     return None
+
+
+def _operand_dtype(node: fx.Node) -> torch.dtype | None:
+    """Torch brings both operands to one dtype before it computes; JAX rounds afterwards, or not at all."""
+    name = str(getattr(node.target, "overloadpacket", ""))
+    if name not in _ARITHMETIC | _COMPARISONS or len(node.args) < 2:
+        return None
+    given = [item.meta.get("val") if isinstance(item, fx.Node) else item for item in node.args[:2]]
+    if not any(isinstance(value, torch.Tensor) for value in given):
+        return None
+    first, second = (value if isinstance(value, (torch.Tensor, bool, int, float)) else 1 for value in given)
+    wanted = torch.result_type(first, second)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if name in _ARITHMETIC:
+        out = node.meta.get("val")
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return None
+        wanted = out.dtype
+    return None if all(value.dtype is wanted for value in given if isinstance(value, torch.Tensor)) else wanted
+
+
+def _as_operand(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, ChannelsLast):
+        return value.astype(jax_dtype(dtype))
+    return value.astype(jax_dtype(dtype)) if hasattr(value, "dtype") else value
 
 
 def _cast(result: Any, dtypes: Any) -> Any:

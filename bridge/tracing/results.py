@@ -58,12 +58,15 @@ def torch_results(
             grads = torch.autograd.grad(ends, list(params.values()), starts, allow_unused=True, materialize_grads=True)
         except RuntimeError as error:
             raise TraceError(f"Torch itself cannot take the gradients to compare with: {error}") from error
-        gradients = dict(zip(params, grads, strict=True))
+        # an embedding may want sparse ones
+        gradients = {k: g if g.layout is torch.strided else g.to_dense() for k, g in zip(params, grads, strict=True)}
     return Results([x.detach() for x in outputs], gradients), drawn
 
 
-def traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.Tensor]) -> Results:
-    """What the traced function gives, in one program."""
+def traced_results(
+    traced: TracedModel, inputs: Inputs, cotangents: list[torch.Tensor], *, cheap: bool = True
+) -> Results:
+    """What the traced function gives, in one program; optimised as a user's own unless `cheap`."""
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     arrays, join = split_arrays(tuple(to_jax(x) for x in given))
 
@@ -80,7 +83,7 @@ def traced_results(traced: TracedModel, inputs: Inputs, cotangents: list[torch.T
         return leaves, pullback(cotangents)[0]
 
     with compiling_for(place_of((traced.params, traced.buffers))):
-        run = jax.jit(both, compiler_options=_CHEAP.get(platform()))
+        run = jax.jit(both, compiler_options=_CHEAP.get(platform()) if cheap else None)
         return Results(*run(traced.buffers, traced.params, [to_jax(c) for c in cotangents], arrays))
 
 

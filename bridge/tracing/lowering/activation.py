@@ -41,8 +41,9 @@ def mish(x: Array) -> Array:
 @lowers(aten.elu.default, layout="elementwise")
 def elu(x: Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Array:
     r"""$s\,x$ for positive $x$, else $s\,\alpha (e^{i x} - 1)$."""
-    negative = scale * alpha * jnp.expm1(jnp.minimum(x, 0) * input_scale)  # no overflow in the branch not taken
-    return jnp.where(x > 0, scale * x, negative)
+    below = x <= 0  # false for NaN, which stays
+    negative = scale * alpha * jnp.expm1(jnp.where(below, x, 0) * input_scale)  # no overflow in the branch not taken
+    return jnp.where(below, negative, scale * x)
 
 
 @lowers(aten.celu.default, layout="elementwise")
@@ -105,14 +106,15 @@ def hardsigmoid(x: Array) -> Array:
 @lowers(aten.hardswish.default, layout="elementwise")
 def hardswish(x: Array) -> Array:
     r"""$x \operatorname{relu6}(x + 3) / 6$; zero below -3, `x` above 3."""
-    return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x < 3, x * (x + 3) / 6, x))
+    return jnp.where(x <= -3, 0 * x, jnp.where(x < 3, x * (x + 3) / 6, x))
 
 
 @lowers(aten.softplus.default, layout="elementwise")
 def softplus(x: Array, beta: float = 1, threshold: float = 20) -> Array:
     r"""$\log(1 + e^{\beta x}) / \beta$, linear where $\beta x$ passes the threshold."""
     scaled = x * beta
-    return jnp.where(scaled > threshold, x, jnp.log1p(jnp.exp(jnp.minimum(scaled, threshold))) / beta)
+    linear = scaled > threshold
+    return jnp.where(linear, x, jnp.log1p(jnp.exp(jnp.where(linear, 0, scaled))) / beta)
 
 
 @lowers(aten.log_sigmoid.default, aten.log_sigmoid_forward.default, layout="elementwise")
@@ -124,19 +126,19 @@ def log_sigmoid(x: Array) -> Array:
 @lowers(aten.softshrink.default, layout="elementwise")
 def softshrink(x: Array, lambd: float = 0.5) -> Array:
     r"""$x$ moved towards zero by $\lambda$, zero in between."""
-    return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, jnp.zeros((), x.dtype)))
+    return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0 * x))  # NaN stays
 
 
 @lowers(aten.hardshrink.default, layout="elementwise")
 def hardshrink(x: Array, lambd: float = 0.5) -> Array:
     r"""$x$ outside $[-\lambda, \lambda]$, zero inside."""
-    return jnp.where(jnp.abs(x) > lambd, x, jnp.zeros((), x.dtype))
+    return jnp.where((x >= -lambd) & (x <= lambd), jnp.zeros((), x.dtype), x)
 
 
 @lowers(aten.threshold.default, layout="elementwise")
 def threshold(x: Array, threshold: float, value: float) -> Array:
     """$x$ above the threshold, else the value."""
-    return jnp.where(x > threshold, x, jnp.asarray(value, x.dtype))
+    return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
 
 
 @lowers(aten.glu.default)

@@ -51,6 +51,6 @@ def safe_softmax(x: Array, dim: int, dtype: object = None) -> Array:
 
 
 def _masked_softmax(scores: Array) -> Array:
-    alive = jnp.any(scores > -jnp.inf, -1, keepdims=True)
+    alive = jnp.any(scores != -jnp.inf, -1, keepdims=True)
     # `where` on both sides: the derivative of a softmax over nothing but minus infinity would be NaN
     return jnp.where(alive, jax.nn.softmax(jnp.where(alive, scores, 0), -1), 0)

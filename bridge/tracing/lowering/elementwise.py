@@ -11,12 +11,13 @@ import torch
 from jax import lax
 from jaxtyping import Array
 
+from bridge.tracing.lowering import slopes
 from bridge.tracing.lowering.registry import lowers
 
 aten = torch.ops.aten
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
-    "abs": jnp.abs,
+    "abs": slopes.absolute,
     "acos": jnp.arccos,
     "acosh": jnp.arccosh,
     "asin": jnp.arcsin,
@@ -27,15 +28,16 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "ceil": jnp.ceil,
     "cos": jnp.cos,
     "cosh": jnp.cosh,
-    "digamma": jax.scipy.special.digamma,
+    "digamma": slopes.digamma,
     "erf": jax.scipy.special.erf,
     "erfc": jax.scipy.special.erfc,
+    "special_entr": slopes.entr,
     "erfinv": jax.scipy.special.erfinv,
     "exp": jnp.exp,
     "exp2": jnp.exp2,
     "expm1": jnp.expm1,
     "floor": jnp.floor,
-    "i0": jax.scipy.special.i0,
+    "i0": slopes.i0,
     "isfinite": jnp.isfinite,
     "isinf": jnp.isinf,
     "isnan": jnp.isnan,
@@ -49,10 +51,11 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "reciprocal": jnp.reciprocal,
     "round": jnp.round,
     "rsqrt": lax.rsqrt,
-    "sgn": jnp.sign,
+    "sgn": slopes.sign,
     "sigmoid": jax.nn.sigmoid,
-    "sign": jnp.sign,
+    "sign": slopes.sign,
     "sin": jnp.sin,
+    "sinc": jnp.sinc,
     "sinh": jnp.sinh,
     "sqrt": jnp.sqrt,
     "square": jnp.square,
@@ -62,17 +65,17 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
 }
 
 _BINARY: dict[str, Callable[[Any, Any], Array]] = {
-    "atan2": jnp.arctan2,
+    "atan2": slopes.atan2,
     "bitwise_and": jnp.bitwise_and,
     "bitwise_or": jnp.bitwise_or,
     "bitwise_xor": jnp.bitwise_xor,
-    "copysign": jnp.copysign,
+    "copysign": slopes.copysign,
     "eq": jnp.equal,
     "floor_divide": jnp.floor_divide,
     "fmod": jnp.fmod,
     "ge": jnp.greater_equal,
     "gt": jnp.greater,
-    "hypot": jnp.hypot,
+    "hypot": slopes.hypot,
     "le": jnp.less_equal,
     "logaddexp": jnp.logaddexp,
     "logical_and": jnp.logical_and,
@@ -84,7 +87,9 @@ _BINARY: dict[str, Callable[[Any, Any], Array]] = {
     "mul": jnp.multiply,
     "ne": jnp.not_equal,
     "remainder": jnp.remainder,
+    "special_xlog1py": slopes.xlog1py,
     "true_divide": jnp.divide,
+    "xlogy": slopes.xlogy,
 }
 
 
@@ -130,9 +135,17 @@ def div(x: Array, other: Any, rounding_mode: str | None = None) -> Array:
 @lowers(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar, layout="elementwise")
 def power(x: Any, exponent: Any) -> Array:
     """$x^y$; a whole exponent becomes repeated multiplication, which is faster and has all derivatives."""
-    if isinstance(exponent, float) and exponent.is_integer():
-        exponent = int(exponent)
-    return jnp.power(x, exponent)
+    if isinstance(exponent, (bool, int, float)):
+        if isinstance(exponent, float) and not jnp.issubdtype(x.dtype, jnp.inexact):
+            x = x.astype(jnp.result_type(jnp.float32, float))  # torch computes in floats, which do not overflow
+        if exponent in _ROOTS:
+            return _ROOTS[exponent](x)
+        return jnp.power(x, int(exponent) if float(exponent).is_integer() else exponent)
+    return slopes.power(x, exponent)
+
+
+# not what `power` gives for minus infinity
+_ROOTS: dict[float, Callable[[Array], Array]] = {0.5: jnp.sqrt, -0.5: lax.rsqrt}
 
 
 @lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, layout="elementwise")
@@ -149,12 +162,23 @@ def masked_fill(x: Array, mask: Array, value: Any) -> Array:
 
 @lowers(aten.clamp.default, aten.clamp.Tensor, layout="elementwise")
 def clamp(x: Array, min: Any = None, max: Any = None) -> Array:
-    """`x` cut to `[min, max]`; the derivative at an end is one, as in torch."""
+    """`x` cut to `[min, max]`, with torch's derivative at an end."""
     if min is not None:
-        x = jnp.where(x < min, jnp.asarray(min, x.dtype), x)
+        x = _cut(x, min, jnp.less, jnp.less_equal, jnp.maximum)
     if max is not None:
-        x = jnp.where(x > max, jnp.asarray(max, x.dtype), x)
+        x = _cut(x, max, jnp.greater, jnp.greater_equal, jnp.minimum)
     return x
+
+
+def _cut(x: Array, end: Any, past: Any, past_or_at: Any, extreme: Any) -> Array:
+    number, tensor = slopes.clamp_slopes()
+    if not isinstance(end, jax.Array):
+        beyond = past(x, end) if number else past_or_at(x, end)
+        return jnp.where(beyond, jnp.asarray(end, x.dtype), x)
+    if tensor == 0.5:
+        return extreme(x, end)  # equals share the derivative
+    beyond = past(x, end) | jnp.isnan(end)
+    return jnp.where(beyond, jnp.asarray(end, x.dtype), x)
 
 
 @lowers(aten.clamp_min.default, aten.clamp_min.Tensor, layout="elementwise")
@@ -171,8 +195,8 @@ def clamp_max(x: Array, max: Any) -> Array:
 
 @lowers(aten.lerp.Scalar, aten.lerp.Tensor, layout="elementwise")
 def lerp(x: Array, end: Array, weight: Any) -> Array:
-    """$x + w (y - x)$."""
-    return x + weight * (end - x)
+    """$x + w (y - x)$, from the nearer end, as torch rounds it."""
+    return jnp.where(jnp.abs(weight) < 0.5, x + weight * (end - x), end - (end - x) * (1 - weight))
 
 
 @lowers(aten.addcmul.default, layout="elementwise")
@@ -185,6 +209,28 @@ def addcmul(x: Array, a: Array, b: Array, value: float = 1) -> Array:
 def addcdiv(x: Array, a: Array, b: Array, value: float = 1) -> Array:
     r"""$x + v\,a / b$."""
     return x + value * (a / b)
+
+
+@lowers(aten.logit.default, layout="elementwise")
+def logit(x: Array, eps: float | None = None) -> Array:
+    r"""$\log(x / (1 - x))$, of `x` cut to `[eps, 1 - eps]`."""
+    if eps is None:
+        return slopes.logit(x)
+    inside = (x >= eps) & (x <= 1 - eps)
+    out = slopes.logit(jnp.where(x < eps, eps, jnp.where(x > 1 - eps, 1 - eps, x)).astype(x.dtype))
+    return jnp.where(inside | jnp.isnan(x), out, lax.stop_gradient(out))
+
+
+@lowers(aten.__lshift__.Scalar, aten.__lshift__.Tensor, aten.bitwise_left_shift.Tensor, layout="elementwise")
+def left_shift(x: Array, other: Any) -> Array:
+    r"""$x\,2^y$, in integers."""
+    return jnp.left_shift(x, jnp.asarray(other, x.dtype))
+
+
+@lowers(aten.__rshift__.Scalar, aten.__rshift__.Tensor, aten.bitwise_right_shift.Tensor, layout="elementwise")
+def right_shift(x: Array, other: Any) -> Array:
+    r"""$\lfloor x / 2^y \rfloor$, in integers."""
+    return jnp.right_shift(x, jnp.asarray(other, x.dtype))
 
 
 @lowers(aten.round.decimals, layout="elementwise")
@@ -203,7 +249,20 @@ def nan_to_num(x: Array, nan: float | None = None, posinf: float | None = None, 
 @lowers(aten._to_copy.default, layout="elementwise")
 def to_copy(x: Array, dtype: Any = None) -> Array:
     """A cast; devices and memory formats mean nothing here."""
-    return x if dtype is None else x.astype(dtype)
+    return x if dtype is None else cast(x, dtype)
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    """`x` in another dtype; a float out of an integer's range gives what processors make of it, as torch does.
+
+    That is the smallest 32- or 64-bit integer, and its last bits for narrower ones; XLA would give the nearest one.
+    """
+    if not (jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer)):
+        return x.astype(dtype)
+    wide = jnp.int64 if jnp.dtype(dtype).itemsize == 8 else jnp.int32
+    lowest = jnp.iinfo(wide).min
+    inside = (x >= lowest) & (x < -float(lowest))  # no NaN
+    return jnp.where(inside, jnp.where(inside, x, 0).astype(wide), lowest).astype(dtype)
 
 
 @lowers(

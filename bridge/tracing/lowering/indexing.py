@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import torch
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array
 
+from bridge.tracing.errors import OutOfRangeError
 from bridge.tracing.lowering.registry import lowers
 
 aten = torch.ops.aten
@@ -19,10 +22,40 @@ aten = torch.ops.aten
 def embedding(
     weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Array:
-    """Rows of `weight`; an index out of range gives NaN, where torch raises."""
+    """Rows of `weight`."""
+    _refuse_frequencies(scale_grad_by_freq)
     if padding_idx >= 0:
         weight = weight.at[padding_idx].set(lax.stop_gradient(weight[padding_idx]))  # torch never trains that row
-    return jnp.take(weight, indices, axis=0, mode="fill")
+    return jnp.take(weight, in_range(indices, weight.shape[0], "embedding"), axis=0, mode="fill")
+
+
+def in_range(index: Array, size: int, what: str, *, negative: bool = False) -> Array:
+    """`index`, where torch takes it; raises for values that are known, else what is out of range reads as NaN.
+
+    Args:
+        index: Of any shape.
+        size: The length of the axis that it reads.
+        what: The operator's name, for the error.
+        negative: Whether torch counts negative ones from the end.
+    """
+    low = -size if negative else 0
+    if not isinstance(index, Tracer) and index.size:
+        known = np.asarray(index)  # by NumPy, since under `jit` JAX would trace also what it knows
+        least, most = int(known.min()), int(known.max())
+        if least < low or most >= size:
+            raise OutOfRangeError(
+                f"{what}: index {least if least < low else most} is out of range for an axis of length {size}. Torch "
+                f"takes {low} to {size - 1} here."
+            )
+    return index if negative else jnp.where(index < 0, size, index)  # JAX would count from the end
+
+
+def _refuse_frequencies(scale_grad_by_freq: bool) -> None:
+    if scale_grad_by_freq:
+        raise NotImplementedError(
+            "scale_grad_by_freq=True divides gradients by how often an index occurs in the batch, which is no "
+            "derivative of what forward computes. Switch it off: module.scale_grad_by_freq = False."
+        )
 
 
 @lowers(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag_forward_only.default)
@@ -38,10 +71,11 @@ def embedding_bag(
     padding_idx: int | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """The sum (mode 0), mean (1) or maximum (2) of the rows in each bag."""
+    _refuse_frequencies(scale_grad_by_freq)
     bags = offsets.shape[0] - include_last_offset
     owner = jnp.searchsorted(offsets[:bags], jnp.arange(indices.shape[0]), side="right") - 1
     kept = jnp.ones(indices.shape, bool) if padding_idx is None or padding_idx < 0 else indices != padding_idx
-    rows = jnp.take(weight, indices, axis=0, mode="fill")
+    rows = jnp.take(weight, in_range(indices, weight.shape[0], "embedding_bag"), axis=0, mode="fill")
     rows = rows if per_sample_weights is None else rows * per_sample_weights[:, None]
     counts = jnp.zeros(bags, weight.dtype).at[owner].add(kept.astype(weight.dtype))[:, None]
     if mode == 2:
@@ -58,7 +92,7 @@ def embedding_bag(
 @lowers(aten.index.Tensor)
 def index(x: Array, indices: Sequence[Array | None]) -> Array:
     """`x[indices]`, where None stands for a whole axis."""
-    return x.at[_key(indices)].get(mode="fill")
+    return x.at[_key(x, indices)].get(mode="fill")
 
 
 @lowers(aten.index_put.default, aten._unsafe_index_put.default)
@@ -66,7 +100,7 @@ def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumula
     """`x` with `x[indices]` replaced or added to; a mask takes a single value."""
     if any(i is not None and i.dtype == jnp.bool_ for i in indices):
         return _put_masked(x, indices, values, accumulate)
-    place = x.at[_key(indices)]
+    place = x.at[_key(x, indices)]
     return place.add(values) if accumulate else place.set(values)
 
 
@@ -85,17 +119,30 @@ def _put_masked(x: Array, indices: Sequence[Array | None], values: Array, accumu
 @lowers(aten._unsafe_index.Tensor)
 def unsafe_index(x: Array, indices: Sequence[Array | None]) -> Array:
     """`x[indices]`, with indices known to be in range."""
-    return x[_key(indices)]
+    return x[_key(x, indices)]
 
 
-def _key(indices: Sequence[Array | None]) -> tuple[Any, ...]:
-    return tuple(slice(None) if i is None else i for i in indices)
+def _key(x: Array, indices: Sequence[Array | None]) -> tuple[Any, ...]:
+    found, axis = [], 0
+    for index in indices:
+        is_mask = index is not None and index.dtype == jnp.bool_
+        found.append(
+            slice(None)
+            if index is None
+            else index
+            if is_mask
+            else in_range(index, x.shape[axis], "index", negative=True)
+        )
+        axis += index.ndim if index is not None and is_mask else 1
+    return tuple(found)
 
 
 @lowers(aten.index_select.default)
 def index_select(x: Array, dim: int, index: Array) -> Array:
     """The slices of `x` along `dim` that `index` names."""
-    return jnp.take(x, jnp.atleast_1d(index), axis=dim, mode="fill") if x.ndim else x
+    if not x.ndim:
+        return x
+    return jnp.take(x, in_range(jnp.atleast_1d(index), x.shape[dim], "index_select"), axis=dim, mode="fill")
 
 
 @lowers(aten.gather.default)
@@ -132,32 +179,36 @@ def scatter_reduce(x: Array, dim: int, index: Array, src: Array, reduce: str, *,
 
 def _grid(x: Array, dim: int, index: Array) -> tuple[Array, ...]:
     grid = [lax.broadcasted_iota(index.dtype, index.shape, axis) for axis in range(index.ndim)]
-    grid[dim % x.ndim] = index
+    grid[dim % x.ndim] = in_range(index, x.shape[dim], "gather or scatter")
     return tuple(grid)
+
+
+def _along(x: Array, dim: int, index: Array) -> tuple[Any, ...]:
+    return (slice(None),) * (dim % x.ndim) + (in_range(index, x.shape[dim], "index_add, index_copy or index_fill"),)
 
 
 @lowers(aten.index_add.default)
 def index_add(x: Array, dim: int, index: Array, source: Array, *, alpha: float = 1) -> Array:
     """`x` with slices added at `index` along `dim`."""
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].add(source if alpha == 1 else alpha * source)
+    return x.at[_along(x, dim, index)].add(source if alpha == 1 else alpha * source)
 
 
 @lowers(aten.index_copy.default)
 def index_copy(x: Array, dim: int, index: Array, source: Array) -> Array:
     """`x` with slices replaced at `index` along `dim`."""
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(source)
+    return x.at[_along(x, dim, index)].set(source)
 
 
 @lowers(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
 def index_fill(x: Array, dim: int, index: Array, value: Any) -> Array:
     """`x` with slices at `index` along `dim` filled with a value."""
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(value)
+    return x.at[_along(x, dim, index)].set(value)
 
 
 @lowers(aten.take.default)
 def take(x: Array, index: Array) -> Array:
     """Elements of `x` seen as one vector."""
-    return jnp.take(x.reshape(-1), index, mode="fill")
+    return jnp.take(x.reshape(-1), in_range(index, x.size, "take", negative=True), mode="fill")
 
 
 @lowers(aten.sort.default, aten.sort.stable)
@@ -199,13 +250,20 @@ def kthvalue(x: Array, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Ar
 @lowers(aten.median.dim)
 def median(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
     """The lower median along an axis, and where it is."""
-    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    values, places = kthvalue(x, (x.shape[dim] + 1) // 2, dim, True)
+    missing = jnp.isnan(x)  # the first NaN is the median, which sorting would put last
+    first = jnp.argmax(missing, dim, keepdims=True)
+    places = jnp.where(jnp.any(missing, dim, keepdims=True), first.astype(places.dtype), places)
+    values = jnp.take_along_axis(x, places, dim)
+    return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
 @lowers(aten.median.default)
 def median_all(x: Array) -> Array:
     """The lower median of all elements."""
-    return kthvalue(x.reshape(-1), (x.size + 1) // 2)[0]
+    value = lax.stop_gradient(median(x.reshape(-1))[0])
+    equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))  # which share the derivative
+    return value + jnp.sum(jnp.where(equal, x - lax.stop_gradient(x), 0)) / jnp.sum(equal).astype(x.dtype)
 
 
 @lowers(aten.tril.default)

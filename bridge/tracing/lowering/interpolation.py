@@ -17,47 +17,47 @@ from bridge.tracing.lowering.registry import ChannelsLast, lowers
 aten = torch.ops.aten
 Sizes = Sequence[int] | None
 Scales = Sequence[float] | None
-# from input length, output length and the input steps per output step to the matrix (input, output)
-Matrix = Callable[[int, int, float], np.ndarray]
+# the elements that each output is made of, and their weights, both (how many, outputs)
+Taps = tuple[np.ndarray, np.ndarray]
+# from input length, output length and the input steps per output step
+Rule = Callable[[int, int, float], Taps]
 
 
-def _resize(x: Any, output_size: Sizes, scales: Scales, matrix: Matrix) -> Any:
+def _resize(x: Any, output_size: Sizes, scales: Scales, rule: Rule) -> Any:
     spatial = (x.array.ndim if isinstance(x, ChannelsLast) else x.ndim) - 2
 
     def resize(array: Array) -> Array:
         for axis in range(1, spatial + 1):
             n, scale = array.shape[axis], scales[axis - 1] if scales else None
             size = output_size[axis - 1] if output_size else math.floor(n * (scale or 1))
-            weights = matrix(n, size, 1 / scale if scale else n / size)
-            array = _along(array, axis, weights)
+            array = _along(array, axis, *rule(n, size, 1 / scale if scale else n / size))
         return array
 
     return on_channels_last(x, spatial, resize)
 
 
-def _along(x: Array, axis: int, weights: np.ndarray) -> Array:
-    if ((weights == 0) | (weights == 1)).all():  # nearest: whole elements are copied
-        return jnp.take(x, weights.argmax(0), axis)
-    return jnp.moveaxis(jnp.tensordot(x, jnp.asarray(weights, x.dtype), (axis, 0)), -1, axis)
+def _along(x: Array, axis: int, positions: np.ndarray, weights: np.ndarray) -> Array:
+    """Weighted elements, summed; as one product with a matrix, an infinity would meet zeros everywhere."""
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    total: Array | None = None
+    for at, weight in zip(np.clip(positions, 0, x.shape[axis] - 1), weights, strict=True):  # beyond counts for the edge
+        part = jnp.take(x, at, axis)
+        if (weight != 1).any():
+            part = part * jnp.asarray(weight, x.dtype).reshape(shape)
+        total = part if total is None else total + part
+    assert total is not None  # every rule has a tap
+    return total
 
 
-def _place(n: int, positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The matrix with `weights[k, j]` in row `positions[k, j]`, column j; positions outside count for the edge."""
-    out = np.zeros((n, positions.shape[1]))
-    for row, weight in zip(np.clip(positions, 0, n - 1), weights, strict=True):
-        np.add.at(out, (row, np.arange(positions.shape[1])), weight)
-    return out
-
-
-def _nearest(n: int, size: int, step: float) -> np.ndarray:
+def _nearest(n: int, size: int, step: float) -> Taps:
     # torch floors in float32, and so must we, or whole factors land one element off
     at = np.floor(np.arange(size, dtype=np.float32) * np.float32(step)).astype(int)
-    return _place(n, at[None], np.ones((1, size)))
+    return at[None], np.ones((1, size))
 
 
-def _nearest_exact(n: int, size: int, step: float) -> np.ndarray:
+def _nearest_exact(n: int, size: int, step: float) -> Taps:
     at = np.floor((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(step)).astype(int)
-    return _place(n, at[None], np.ones((1, size)))
+    return at[None], np.ones((1, size))
 
 
 def _centres(n: int, size: int, step: float, align_corners: bool) -> np.ndarray:
@@ -66,23 +66,23 @@ def _centres(n: int, size: int, step: float, align_corners: bool) -> np.ndarray:
     return (np.arange(size) + 0.5) * step - 0.5
 
 
-def _linear(align_corners: bool) -> Matrix:
-    def matrix(n: int, size: int, step: float) -> np.ndarray:
+def _linear(align_corners: bool) -> Rule:
+    def taps(n: int, size: int, step: float) -> Taps:
         at = np.maximum(_centres(n, size, step, align_corners), 0)
         low = np.floor(at).astype(int)
-        return _place(n, np.stack([low, low + 1]), np.stack([1 - (at - low), at - low]))
+        return np.stack([low, low + 1]), np.stack([1 - (at - low), at - low])
 
-    return matrix
+    return taps
 
 
-def _cubic(align_corners: bool) -> Matrix:
-    def matrix(n: int, size: int, step: float) -> np.ndarray:
+def _cubic(align_corners: bool) -> Rule:
+    def taps(n: int, size: int, step: float) -> Taps:
         at = _centres(n, size, step, align_corners)
         low = np.floor(at).astype(int)
         offsets = np.arange(-1, 3)[:, None]
-        return _place(n, low + offsets, _cubic_kernel(at - low - offsets, -0.75))
+        return low + offsets, _cubic_kernel(at - low - offsets, -0.75)
 
-    return matrix
+    return taps
 
 
 def _cubic_kernel(t: np.ndarray, a: float) -> np.ndarray:
@@ -92,19 +92,20 @@ def _cubic_kernel(t: np.ndarray, a: float) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def _antialiased(kernel: Callable[[np.ndarray], np.ndarray], support: float, align_corners: bool) -> Matrix:
-    def matrix(n: int, size: int, step: float) -> np.ndarray:
+def _antialiased(kernel: Callable[[np.ndarray], np.ndarray], support: float, align_corners: bool) -> Rule:
+    def taps(n: int, size: int, step: float) -> Taps:
         if align_corners:
             step = (n - 1) / (size - 1) if size > 1 else 0.0
         width = max(step, 1.0)
         centre = step * (np.arange(size) + 0.5)
         start = np.maximum((centre - support * width + 0.5).astype(int), 0)
         end = np.minimum((centre + support * width + 0.5).astype(int), n)
-        rows = np.arange(n)[:, None]
-        weights = np.where((rows >= start) & (rows < end), kernel((rows - centre + 0.5) / width), 0.0)
-        return weights / weights.sum(0)
+        # windows of different lengths: the last elements of a short one are its last, with no weight
+        rows = start + np.arange((end - start).max())[:, None]
+        weights = np.where(rows < end, kernel((rows - centre + 0.5) / width), 0.0)
+        return np.minimum(rows, end - 1), weights / weights.sum(0)
 
-    return matrix
+    return taps
 
 
 @lowers(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, layout="own")

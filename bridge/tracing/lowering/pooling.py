@@ -170,7 +170,6 @@ def _adaptive_mean(x: Array, axis: int, size: int) -> Array:
         return x
     if n % size == 0:
         return x.reshape(*x.shape[:axis], size, n // size, *x.shape[axis + 1 :]).mean(axis + 1)
-    matrix = np.zeros((n, size))
-    for i, (start, end) in enumerate(adaptive_bounds(n, size)):
-        matrix[start:end, i] = 1 / (end - start)
-    return jnp.moveaxis(jnp.tensordot(x, jnp.asarray(matrix, x.dtype), (axis, 0)), -1, axis)
+    # slices, since in a product with zeros one infinity would reach every window
+    parts = [lax.slice_in_dim(x, a, b, axis=axis).mean(axis, keepdims=True) for a, b in adaptive_bounds(n, size)]
+    return jnp.concatenate(parts, axis)

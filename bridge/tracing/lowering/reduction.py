@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bridge.tracing.lowering.registry import ChannelsLast, logical, lowers
+from bridge.tracing.lowering.slopes import absolute
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None
@@ -50,25 +52,30 @@ def prod(x: Array, dim: int | None = None, keepdim: bool = False, *, dtype: Any 
 @lowers(aten.amax.default)
 def amax(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
     """The maximum along the axes; equals share the derivative."""
-    return jnp.max(x, _axes(dim), keepdims=keepdim)
+    return jnp.max(_once(x), _axes(dim), keepdims=keepdim)
 
 
 @lowers(aten.amin.default)
 def amin(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
     """The minimum along the axes; equals share the derivative."""
-    return jnp.min(x, _axes(dim), keepdims=keepdim)
+    return jnp.min(_once(x), _axes(dim), keepdims=keepdim)
+
+
+def _once(x: Array) -> Array:
+    """`x`, computed once: the derivative looks for elements equal to the maximum, which other rounding would miss."""
+    return lax.optimization_barrier(x)
 
 
 @lowers(aten.max.default)
 def max_all(x: Array) -> Array:
     """The maximum of all elements."""
-    return jnp.max(x)
+    return jnp.max(_once(x))
 
 
 @lowers(aten.min.default)
 def min_all(x: Array) -> Array:
     """The minimum of all elements."""
-    return jnp.min(x)
+    return jnp.min(_once(x))
 
 
 @lowers(aten.max.dim)
@@ -115,9 +122,16 @@ def all_(x: Array, dim: Dims = None, keepdim: bool = False) -> Array:
 @lowers(aten.var.correction)
 def var(x: Array, dim: Dims = None, *, correction: float | None = None, keepdim: bool = False) -> Array:
     """The variance along the axes, over `n - correction` (1 unless told)."""
-    centred = x - jnp.mean(x, _axes(dim), keepdims=True)
-    total = jnp.sum(jnp.square(centred), _axes(dim), keepdims=keepdim)
-    return total / (x.size / max(total.size, 1) - (1 if correction is None else correction))
+    axes = _axes(dim)
+    chosen = {axis % x.ndim for axis in (range(x.ndim) if axes is None else (axes,) if isinstance(axes, int) else axes)}
+    first = tuple(slice(0, 1) if axis in chosen else slice(None) for axis in range(x.ndim))
+    count = math.prod(x.shape[axis] for axis in chosen)
+    # from the first element, so that what is constant has no variance at all, not one of rounding
+    x = x - lax.stop_gradient(x[first]) if count else x
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    total = jnp.sum(jnp.square(centred), axes, keepdims=keepdim)
+    # as torch: infinity or NaN where nothing is left
+    return total / jnp.asarray(max(count - (1 if correction is None else correction), 0), total.dtype)
 
 
 @lowers(aten.std.correction)
@@ -146,16 +160,16 @@ def vector_norm(x: Array, ord: float = 2, dim: Dims = None, keepdim: bool = Fals
     x = x if dtype is None else x.astype(dtype)
     axes = _axes(dim)
     if ord == float("inf"):
-        return jnp.max(jnp.abs(x), axes, keepdims=keepdim)
+        return jnp.max(_once(absolute(x)), axes, keepdims=keepdim)
     if ord == -float("inf"):
-        return jnp.min(jnp.abs(x), axes, keepdims=keepdim)
+        return jnp.min(_once(absolute(x)), axes, keepdims=keepdim)
     if ord == 0:
         return jnp.sum((x != 0).astype(x.dtype), axes, keepdims=keepdim)
     if ord == 1:
-        return jnp.sum(jnp.abs(x), axes, keepdims=keepdim)
+        return jnp.sum(absolute(x), axes, keepdims=keepdim)
     if ord == 2:
         return _safe_sqrt(jnp.sum(jnp.square(x), axes, keepdims=keepdim))
-    total = jnp.sum(_safe_power(jnp.abs(x), ord), axes, keepdims=keepdim)
+    total = jnp.sum(_safe_power(absolute(x), ord), axes, keepdims=keepdim)
     return _safe_power(total, 1 / ord)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Array
 
+from bridge.tracing.errors import OutOfRangeError
 from bridge.tracing.lowering.registry import ChannelsLast, channels_last, logical, lowers
 
 aten = torch.ops.aten
@@ -147,15 +148,22 @@ def _slice(x: Array, dim: int, start: int | None, end: int | None, step: int) ->
     return (slice(None),) * (dim % x.ndim) + (slice(start, end, step),)
 
 
+def _check_place(x: Array, dim: int, index: int) -> None:
+    if not -x.shape[dim] <= index < x.shape[dim]:
+        raise OutOfRangeError(f"x[{index}] is out of range for an axis of length {x.shape[dim]}.")
+
+
 @lowers(aten.select.int)
 def select(x: Array, dim: int, index: int) -> Array:
     """`x[index]` along `dim`."""
+    _check_place(x, dim, index)
     return x[(slice(None),) * (dim % x.ndim) + (index,)]
 
 
 @lowers(aten.select_scatter.default)
 def select_scatter(x: Array, src: Array, dim: int, index: int) -> Array:
     """`x` with `x[index]` along `dim` replaced."""
+    _check_place(x, dim, index)
     return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(src)
 
 
