@@ -273,7 +273,3 @@ def _double(inputs: Inputs) -> Inputs:
         return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
     return torch_pytree.tree_map(double, inputs)
-
-
-# as tests of the judge itself call them
-_torch_results, _traced_results = torch_results, traced_results

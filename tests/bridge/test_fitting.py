@@ -1,5 +1,6 @@
 """A fit that stops goes on from its checkpoint, to the same posterior; two batches are held against torch."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bridge import Laplace, MismatchError, lowers
 from bridge.tracing.lowering import LOWERINGS
 from jax_core.data import checkpoint as checkpoints
+from jax_core.gradients import row_stream
+from jax_core.gradients.rows import RowPlan
 from tests.bridge.dense import fit
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -40,6 +43,7 @@ class Stopping:
 def at_every_batch(monkeypatch):
     monkeypatch.setattr(checkpoints, "_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "_SHARE", 0.0)
+    monkeypatch.setattr(row_stream, "plan_rows", lambda *_: RowPlan(8, 8))  # rows of a few batches a block
 
 
 def network():
@@ -136,7 +140,8 @@ KILLED = """
                 print("batch", flush=True)
                 yield part, part.argmax(1) % 3
     from jax_core.data import checkpoint
-    checkpoint._SECONDS = 0.0
+    from jax_core.gradients import row_stream, rows
+    checkpoint._SECONDS, row_stream.plan_rows = 0.0, lambda *_: rows.RowPlan(8, 8)
     la = Laplace(model, rank=10, method="nystrom", cache="none", progress=False).fit(Slow(), checkpoint=sys.argv[1])
     print(la(x[:3]).tolist(), flush=True)
 """

@@ -5,14 +5,12 @@ import json
 
 import mnist
 import numpy as np
-import pytest
 import torch
 from models import MODELS, train
 from report import save_calibration, save_shift, save_spectrum, score, table, write_json
 from torch.utils.data import TensorDataset
 
 
-@pytest.fixture(scope="module")
 def compared():
     from digits import PACKAGED
 
@@ -28,25 +26,23 @@ def compared():
     return rows, la, data.test.tensors[1].numpy()
 
 
-def test_every_row_holds_probabilities(compared):
-    for row in compared[0]:
+def every_row_holds_probabilities(rows):
+    for row in rows:
         assert row.probabilities.shape == (54, 10) and row.probabilities.min() >= 0
         np.testing.assert_allclose(row.probabilities.sum(-1), 1, atol=1e-5)
 
 
-def test_flax_on_the_core_alone_gives_the_bridges_probabilities(compared):
-    rows = compared[0]
+def flax_on_the_core_alone_gives_the_bridges_probabilities(rows):
     np.testing.assert_allclose(rows[3].probabilities, rows[4].probabilities, atol=1e-4)
 
 
-def test_no_laplace_row_is_surer_than_the_network(compared):
-    network, _, *laplace = compared[0]
+def no_laplace_row_is_surer_than_the_network(rows):
+    network, _, *laplace = rows
     for row in laplace:
         assert row.confidence.mean() <= network.confidence.mean() + 1e-3
 
 
-def test_report_is_written(compared, tmp_path):
-    rows, la, labels = compared
+def report_is_written(rows, la, labels, tmp_path):
     scores = [score(row, labels) for row in rows]
     lines = table(scores).splitlines()
     assert len(lines) == 2 + len(rows) and len({len(line) for line in lines}) == 1
@@ -57,6 +53,15 @@ def test_report_is_written(compared, tmp_path):
     save_spectrum(mnist.eigenvalues(la), float(la.prior_precision), tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"results.json", "reliability.png", "proportions.png", "shift.png", "spectrum.png"}
+
+
+def test_the_main_job_compares_and_reports(tmp_path):
+    """One test, since the comparison takes a minute: workers that share its tests would each make it anew."""
+    rows, la, labels = compared()
+    every_row_holds_probabilities(rows)
+    flax_on_the_core_alone_gives_the_bridges_probabilities(rows)
+    no_laplace_row_is_surer_than_the_network(rows)
+    report_is_written(rows, la, labels, tmp_path)
 
 
 def test_size_of_the_dense_curvature_is_said():

@@ -51,13 +51,13 @@ def test_reducing_to_a_low_rank_touches_no_configuration(untouched, method):
 def test_float64_work_inside_touches_no_configuration(untouched, monkeypatch):
     """Not even equality is enough in float32, so that tracing looks again in float64, in this thread alone."""
     monkeypatch.setitem(bridge.tracing.verify._TOLERANCE, torch.float32, (-1.0, -1.0))
-    inside, run = [], bridge.tracing.verify._traced_results
+    inside, run = [], bridge.tracing.verify.traced_results
 
-    def spy(*args):
+    def spy(*args, **options):
         inside.append((jnp.zeros(1).dtype, configuration()))
-        return run(*args)
+        return run(*args, **options)
 
-    monkeypatch.setattr(bridge.tracing.verify, "_traced_results", spy)
+    monkeypatch.setattr(bridge.tracing.verify, "traced_results", spy)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     batch = torch.ones(2, 4), torch.tensor([0, 2])
     Laplace(model, hessian_structure="diag", progress=False).fit([batch])

@@ -9,7 +9,8 @@ from torch import nn
 
 import bridge
 from bridge.tracing.exported import trace_export
-from bridge.tracing.verify import Comparison, _compare, _is_rounding, _torch_results, _traced_results, verify
+from bridge.tracing.results import torch_results, traced_results
+from bridge.tracing.verify import Comparison, _compare, _is_rounding, verify
 
 F32 = torch.float32
 
@@ -75,9 +76,9 @@ def test_gradients_pass_only_where_torchs_own_rounding_is_as_large(outputs, ours
 
 def test_float64_judges_with_the_same_cotangents():
     model, inputs = network()
-    single, cotangents = _torch_results(model, inputs, dict(model.named_parameters()))
+    single, cotangents = torch_results(model, inputs, dict(model.named_parameters()))
     double = network()[0].double()
-    exact, wide = _torch_results(double, (inputs[0].double(),), dict(model.named_parameters()), cotangents)
+    exact, wide = torch_results(double, (inputs[0].double(),), dict(model.named_parameters()), cotangents)
     assert [c.dtype for c in wide] == [torch.float64]
     for name, gradient in single.gradients.items():
         torch.testing.assert_close(gradient.double(), exact.gradients[name], rtol=1e-5, atol=1e-6)
@@ -93,8 +94,8 @@ def test_kinks_that_rounded_weights_flip_too_are_accepted_without_another_trace(
     traced = trace_export(model, (x,))
     bias = traced.params["0.bias"].at[0].add(-1e-6 if active else 1e-6)
     moved = dataclasses.replace(traced, params={**traced.params, "0.bias": bias})
-    wanted, cotangents = _torch_results(model, (x,), traced.params)
-    compared = _compare(_traced_results(moved, (x,), cotangents), wanted)
+    wanted, cotangents = torch_results(model, (x,), traced.params)
+    compared = _compare(traced_results(moved, (x,), cotangents), wanted)
     assert compared.outputs < 1e-5 and 1e-3 < compared.gradients < 1e-2
 
     def never(model, inputs):
