@@ -93,8 +93,8 @@ def compare_outputs(model: nn.Module, model_fn: OneExample, params: Any, inputs:
         MismatchError: With the difference.
     """
     wanted = torch_outputs(model, inputs, model_fn.layout.shape)
-    ours = to_torch(jax.vmap(lambda x: model_fn(x, params))(inputs))
-    theirs = to_torch(model_fn.in_core(to_jax(wanted)))
+    ours = to_torch(jax.vmap(lambda x: model_fn(x, params))(inputs)).cpu()
+    theirs = to_torch(model_fn.in_core(to_jax(wanted))).cpu()
     error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
     if not error <= (1e-9 if wanted.dtype is torch.float64 else 1e-3):
         raise MismatchError(

@@ -137,7 +137,7 @@ def check_memory(source: Source, structure: str, rank: int) -> None:
     Raises:
         MemoryError: With what is needed, what is free, and the structures that would fit.
     """
-    free = free_bytes()
+    free = free_bytes(next(iter(jax.tree.leaves(source.params)[0].devices())))
     needed = needed_bytes(source, structure, rank)
     if free is None or needed[structure] <= free:
         return

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 
-
-def free_bytes(device: Any = None) -> int | None:
-    """Memory that is free where programs run; ``None`` where nothing says so.
-
-    Args:
-        device: A device; JAX's default by default.
-    """
-    device = jax.devices()[0] if device is None else device
+def free_bytes(device: Any) -> int | None:
+    """Memory that is free on a device; ``None`` where nothing says so."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None

@@ -121,6 +121,6 @@ def test_an_interrupted_fit_leaves_the_object_as_it_was():
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers_and_what_would(monkeypatch):
-    monkeypatch.setattr("jax_core.source.free_bytes", lambda: 20_000)
+    monkeypatch.setattr("jax_core.source.free_bytes", lambda device: 20_000)
     with pytest.raises(MemoryError, match=r"'full' of 43 parameters takes about .* MiB, and .* are free\. Use 'diag'"):
         Laplace(network(), hessian_structure="full", progress=False).fit(pairs(X, Y))
