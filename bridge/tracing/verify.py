@@ -123,6 +123,9 @@ class Judge:
             if in_double.within(coarsest):
                 return
             again = f" In float64: {in_double}."
+        # unoptimised, XLA computes one value in two places with two roundings, which exact ties take for two values
+        if _compare(traced_results(traced, inputs, cotangents, cheap=False), wanted, dtype).within(dtype):
+            return
         raise MismatchError(
             f"The traced model differs from torch by more than {_TOLERANCE[dtype][0]:.0e} in {dtype}: {comparison}."
             f"{again} bridge.explain(model, inputs) shows where the difference begins; verify=False accepts it."
