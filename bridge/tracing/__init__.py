@@ -76,7 +76,10 @@ def trace(
         if traced.tracer == "export":  # others run the model's own code for each size
             traced = _all_sizes(traced, observed, judge, inputs, verify)
         if verify:
-            judge.verify(traced, inputs)
+            try:
+                judge.verify(traced, inputs)
+            except MismatchError as error:
+                raise observed.explained(error) from error
         return traced
 
 

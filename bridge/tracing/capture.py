@@ -22,7 +22,7 @@ from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.lowering import LOWERINGS
 from bridge.tracing.outputs import plain
 from bridge.tracing.source import module_names, raising_line, shown
-from bridge.tracing.writes import without_writes
+from bridge.tracing.writes import check_detached_writes, without_writes
 
 aten = torch.ops.aten
 
@@ -64,6 +64,7 @@ def _export(
         try:
             shapes = _dynamic(model, args, kwargs) if dynamic else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            check_detached_writes(program.graph)
             _restore_stop_gradient(program.graph)
             if not without_writes(program.graph):
                 program = program.run_decompositions(_decompositions())

@@ -22,6 +22,9 @@ _SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_
 _SPELLED = {aten._unsafe_view.default: aten.view.default, aten.reshape.default: aten.view.default}
 
 
+_ORDERING = ("aten.sort.default", "aten.topk.default")
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One operator: its numbers, which may grow with the batch, and where its tensors come from."""
@@ -66,6 +69,18 @@ class Recording:
     complex: tuple[Seen, ...]
     """The first complex number."""
     dtypes: frozenset[torch.dtype]
+
+    @property
+    def ties(self) -> list[Call]:
+        """The calls that ordered equal elements."""
+        found = []
+        for call, value in zip(self.calls, self.values, strict=True):
+            if str(call.operator) in _ORDERING and isinstance(value, tuple):
+                axis = call.sizes[-1] if call.sizes else -1
+                values = value[0].detach()
+                if values.ndim and bool((values.diff(dim=axis if axis < values.ndim else -1) == 0).any()):
+                    found.append(call)
+        return found
 
     def same_path(self, other: Recording, factor: int) -> bool:
         """Whether `other`, on a batch shorter by `factor`, did the same."""

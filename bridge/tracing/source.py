@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 # where lines of a traceback lie that are not the model's: torch, this package, the standard library, no file
+_OURS = str(Path(__file__).parent)
 _NOT_THE_USERS = (
     *torch.__path__,
-    str(Path(__file__).parent),
+    _OURS,
     str(Path(contextlib.__file__).parent) + "/contextlib",
     "<",
 )
@@ -29,9 +30,11 @@ def is_users(filename: str) -> bool:
 
 
 def running_line() -> tuple[str, int] | None:
-    """The file and the line number of the innermost call that is the user's."""
-    frame: Any = sys._getframe(1)
+    """The file and the line number of the innermost call that is the model's own, and not of who traces it."""
+    frame: Any = sys._getframe(2)
     while frame is not None and not is_users(frame.f_code.co_filename):
+        if frame.f_code.co_name == "record" and frame.f_code.co_filename.startswith(_OURS):
+            return None
         frame = frame.f_back
     return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 

@@ -41,7 +41,7 @@ _OF_ROUNDING = 8.0  # times as far as torch's own results with moved weights: a 
 _ROUNDINGS, _DRAWS = 4.0, 5  # how far weights are moved to see it, in units of the dtype's epsilon, and how often
 _TINY = 1e-300  # no division by zero
 _NOTHING = 1e-3  # an output of this size is compared as if it were of this size, in float64
-_VANISHING = 1e-6  # of the outputs: a largest gradient below is compared with this instead
+_VANISHING = 1e-4  # of the outputs: a largest gradient below is compared with this instead
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Parts = list[tuple[torch.Tensor, torch.Tensor]]
@@ -123,6 +123,9 @@ class Judge:
             if in_double.within(coarsest):
                 return
             again = f" In float64: {in_double}."
+        # unoptimised, XLA computes one value in two places with two roundings, which exact ties take for two values
+        if _compare(traced_results(traced, inputs, cotangents, cheap=False), wanted, dtype).within(dtype):
+            return
         raise MismatchError(
             f"The traced model differs from torch by more than {_TOLERANCE[dtype][0]:.0e} in {dtype}: {comparison}."
             f"{again} bridge.explain(model, inputs) shows where the difference begins; verify=False accepts it."
@@ -164,7 +167,7 @@ class Judge:
         snapshot = Snapshot(double)
         with jax.enable_x64(True):
             traced = snapshot.around(lambda: self.trace(double, cloned(inputs)))
-            return _compare(traced_results(traced, inputs, cotangents), exact, coarsest), coarsest
+            return _compare(traced_results(traced, inputs, cotangents), exact, coarsest, finest=True), coarsest
 
 
 def verify(
@@ -205,24 +208,29 @@ def _is_rounding(comparison: Comparison, dtype: torch.dtype, ours: Comparison, t
     return agree and ours.gradients <= 2 * torchs.gradients <= 2 * _OWN_ROUNDING
 
 
-def _compare(got: Results, wanted: Results, dtype: torch.dtype = torch.float32) -> Comparison:
+def _compare(
+    got: Results, wanted: Results, dtype: torch.dtype = torch.float32, *, finest: bool | None = None
+) -> Comparison:
+    """Compare by the tolerance of `dtype`; `finest` where no better precision is left to judge by (float64's is)."""
+    finest = dtype is torch.float64 if finest is None else finest
     if len(got.outputs) != len(wanted.outputs):
         raise MismatchError(f"torch returns {len(wanted.outputs)} tensors, the traced model {len(got.outputs)}.")
     pairs = list(zip(got.outputs, wanted.outputs, strict=True))
-    each = _NOTHING if dtype is torch.float64 else 1e-6  # an output that is nothing but rounding
+    each = _NOTHING if finest else 1e-6  # an output that is nothing but rounding
     errors = [relative_error(a, b, floor=each * b.numel() ** 0.5) for a, b in pairs]
     _, least_output, least_gradient = _PARTS[dtype]
-    least = _NOTHING * 1e-4 if dtype is torch.float64 else _TINY
+    least = _NOTHING * (1e-4 if dtype is torch.float64 else 1) if finest else _TINY
     output_parts = [worst_part(a, b, max(least_output * norm(_finite(b)), least)) for a, b in pairs if b.ndim > 1]
     norms = {name: norm(g) for name, g in wanted.gradients.items()}
     largest = max(norms.values(), default=0.0)
-    if dtype is torch.float64:  # gradients that vanish are rounding, and there is no better precision to judge them by
-        largest = max([largest, *(_VANISHING * max(norm(_finite(b)), b.numel() ** 0.5) for _, b in pairs)])
+    # gradients that vanish are rounding
+    vanishing = max([0.0, *(_VANISHING * max(norm(_finite(b)), b.numel() ** 0.5) for _, b in pairs)]) if finest else 0.0
+    floor = max(least_gradient * largest, 1e-3 * vanishing, _TINY)
+    largest = max(largest, vanishing)
     slopes = {
         name: relative_error(got.gradients[name], g, floor=1e-3 * largest) for name, g in wanted.gradients.items()
     }
     worst = max(slopes, key=lambda name: slopes[name], default="")
-    floor = max(least_gradient * largest, _TINY)
     gradient_parts = []
     for name, g in wanted.gradients.items():
         most = slopes[name] * max(norms[name], 1e-3 * largest) / floor  # no part is further off than the whole

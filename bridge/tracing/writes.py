@@ -11,7 +11,8 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from bridge.tracing.interpreter import computing, has_lowering, tensors
+from bridge.tracing.errors import TraceError
+from bridge.tracing.interpreter import computing, has_lowering, tensors, where
 from bridge.tracing.lowering import LOWERINGS
 
 aten = torch.ops.aten
@@ -42,6 +43,33 @@ def without_writes(graph: fx.Graph) -> bool:
         if node in plain:
             node.target = plain[node]
     return True
+
+
+def check_detached_writes(graph: fx.Graph) -> None:
+    """Refuse writes through `detach()` or `.data` into what is read afterwards: torch's gradients pass them by.
+
+    A functional graph has one value for the changed tensor, whose derivative is either cut or that of the write.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in computing(graph):
+        if not _writes(node.target) or not node.args or _is_idle(node):
+            continue
+        source: Any = node.args[0]
+        while isinstance(source, fx.Node) and source.op == "call_function" and source.args:
+            read_after = any(order[user] > order[node] for user in getattr(source.args[0], "users", ()))
+            if source.target in (aten.detach.default, aten.detach_.default) and read_after:
+                raise TraceError(
+                    f"The model writes into a tensor through detach() or .data, by {node.target} ({where(node)}), and "
+                    "reads it afterwards: torch takes gradients as if nothing had been written. Compute a new tensor "
+                    "instead, as h = h + (f(h) - h).detach()."
+                )
+            source = source.args[0] if source.target in _SAME_MEMORY else None
+
+
+_SAME_MEMORY = {
+    *(aten.detach.default, aten.view.default, aten.select.int, aten.slice.Tensor, aten.transpose.int),
+    *(aten.permute.default, aten.alias.default, aten.unsqueeze.default, aten.squeeze.dim, aten.t.default),
+}
 
 
 def _written(nodes: Iterable[fx.Node], writes: Collection[fx.Node]) -> dict[fx.Node, StorageWeakRef] | None:

@@ -52,30 +52,61 @@ def prod(x: Array, dim: int | None = None, keepdim: bool = False, *, dtype: Any 
 @lowers(aten.amax.default)
 def amax(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
     """The maximum along the axes; equals share the derivative."""
-    return jnp.max(_once(x), _axes(dim), keepdims=keepdim)
+    return _largest(x, _axes(dim), keepdim)
 
 
 @lowers(aten.amin.default)
 def amin(x: Array, dim: Dims = (), keepdim: bool = False) -> Array:
     """The minimum along the axes; equals share the derivative."""
-    return jnp.min(_once(x), _axes(dim), keepdims=keepdim)
+    return _smallest(x, _axes(dim), keepdim)
 
 
-def _once(x: Array) -> Array:
-    """`x`, computed once: the derivative looks for elements equal to the maximum, which other rounding would miss."""
-    return lax.optimization_barrier(x)
+def _largest(x: Array, axes: Any, keepdim: bool) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.max(x, axes, keepdims=keepdim)
+    chosen = range(x.ndim) if axes is None else (axes,) if isinstance(axes, int) else axes
+    chosen = sorted(axis % x.ndim for axis in chosen)
+    kept = [axis for axis in range(x.ndim) if axis not in chosen]
+    rows = jnp.transpose(x, (*kept, *chosen)).reshape(*(x.shape[axis] for axis in kept), -1)
+    shape = [1 if axis in chosen else n for axis, n in enumerate(x.shape)]
+    return _row_max(rows).reshape(shape if keepdim else [x.shape[axis] for axis in kept])
+
+
+def _smallest(x: Array, axes: Any, keepdim: bool) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.min(x, axes, keepdims=keepdim)
+    return -_largest(-x, axes, keepdim)
+
+
+@jax.custom_jvp
+def _row_max(x: Array) -> Array:
+    return jnp.max(x, -1)
+
+
+@_row_max.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """By places, which are integers: XLA may round `x` otherwise where it compares it than where it finds the maximum.
+
+    JAX's own derivative then divides by no element at all, or by others than it takes.
+    """
+    (x,), (t,) = primals, tangents
+    first = jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1], dtype=x.dtype)
+    equal = (x == jnp.max(x, -1, keepdims=True)).astype(x.dtype)
+    count = jnp.sum(equal, -1, keepdims=True)
+    weights = jnp.where(count > 1, equal / count, first)  # equals share the derivative
+    return jnp.max(x, -1), jnp.sum(weights * t, -1)
 
 
 @lowers(aten.max.default)
 def max_all(x: Array) -> Array:
     """The maximum of all elements."""
-    return jnp.max(_once(x))
+    return _largest(x, None, False)
 
 
 @lowers(aten.min.default)
 def min_all(x: Array) -> Array:
     """The minimum of all elements."""
-    return jnp.min(_once(x))
+    return _smallest(x, None, False)
 
 
 @lowers(aten.max.dim)
@@ -160,9 +191,9 @@ def vector_norm(x: Array, ord: float = 2, dim: Dims = None, keepdim: bool = Fals
     x = x if dtype is None else x.astype(dtype)
     axes = _axes(dim)
     if ord == float("inf"):
-        return jnp.max(_once(absolute(x)), axes, keepdims=keepdim)
+        return _largest(absolute(x), axes, keepdim)
     if ord == -float("inf"):
-        return jnp.min(_once(absolute(x)), axes, keepdims=keepdim)
+        return _smallest(absolute(x), axes, keepdim)
     if ord == 0:
         return jnp.sum((x != 0).astype(x.dtype), axes, keepdims=keepdim)
     if ord == 1:

@@ -39,7 +39,7 @@ EXPRESSIONS: dict[tuple[int, ...], list[str]] = {
         (h.abs() + 0.2) ** {weight} | h ** 3 | h * {weight} + {weight} | h - {number} | {number} - h
         h / (2 + {weight}.abs()) | 1 / (h.abs() + 0.5) | -h | h.sum({axis}, keepdim=True) + h
         h.mean({axis}, keepdim=True) * h | h - h.mean({axis}, keepdim=True) | h.amax({axis}, keepdim=True) + h
-        h.amin({axis}, keepdim=True) - h | h.max({axis}, keepdim=True)[0] + h
+        h.amin({axis}, keepdim=True) + h | h.max({axis}, keepdim=True)[0] + h
         h.var({axis}, keepdim=True, correction={flag}) + h | h.std({axis}, keepdim=True, unbiased=False) + h
         h.prod({axis}, keepdim=True) + h | h.logsumexp({axis}, keepdim=True) + h
         h.norm(dim={axis}, keepdim=True) + h | h.norm(p=1, dim={axis}, keepdim=True) * h

@@ -16,7 +16,13 @@ def branch(self, h, x):
     return h if h.sum() > 0 else -h
 
 
+def written_detached(self, h, x):
+    h.detach().mul_(2)
+    return h + 1
+
+
 MESSAGES = {
+    "a write through detach": (written_detached, r"through detach\(\) or \.data, by aten\.mul_.*reads it afterwards"),
     "complex": (lambda self, h, x: torch.view_as_real(torch.polar(h.abs(), h)).sum(-1), "complex numbers.*polar"),
     "fft": (lambda self, h, x: torch.fft.rfft(h).abs()[:, :1] + h, r"complex numbers.*rfft"),
     "an item": (lambda self, h, x: h * self.first.weight[0, 0].item(), r"number out of a tensor.*item\(\)"),
