@@ -15,20 +15,20 @@ def compared():
     from digits import PACKAGED
 
     with np.load(PACKAGED) as packed:
-        images = torch.from_numpy(packed["train_images"][:360]).float()[:, None] / 255
-        labels = torch.from_numpy(packed["train_labels"][:360]).long()
-    parts = [TensorDataset(images[i:j], labels[i:j]) for i, j in ((0, 256), (256, 306), (306, 360))]
+        images = torch.from_numpy(packed["train_images"][:192]).float()[:, None] / 255
+        labels = torch.from_numpy(packed["train_labels"][:192]).long()
+    parts = [TensorDataset(images[i:j], labels[i:j]) for i, j in ((0, 128), (128, 158), (158, 192))]
     data = mnist.Data(*parts, source="a few digits")
     torch.manual_seed(0)
     model = MODELS["seed"]()
-    train(model, *data.train.tensors, steps=150, learning_rate=1e-3, quiet=True)
+    train(model, *data.train.tensors, steps=120, learning_rate=1e-3, quiet=True)
     rows, la = mnist.compare(model, data, argparse.Namespace(quiet=True, full=False, model="seed"))
     return rows, la, data.test.tensors[1].numpy()
 
 
 def every_row_holds_probabilities(rows):
     for row in rows:
-        assert row.probabilities.shape == (54, 10) and row.probabilities.min() >= 0
+        assert row.probabilities.shape == (34, 10) and row.probabilities.min() >= 0
         np.testing.assert_allclose(row.probabilities.sum(-1), 1, atol=1e-5)
 
 
