@@ -58,12 +58,14 @@ test-oldest: .venv-oldest/.installed-test
 		--editable '.[test]'
 	@touch $@
 
+# those on PATH, or among pyenv's
 test-py:
-	@for python in python3.11 python3.12 python3.13; do \
-		$$python -c '' 2>/dev/null || { echo "$$python is missing: left out"; continue; }; \
-		$(MAKE) test VENV=.venv-$$python PYTHON=$$python || exit 1; done
+	@for minor in 11 12 13; do \
+		for python in python3.$$minor $$HOME/.pyenv/versions/3.$$minor.*/bin/python; do \
+			$$python -c '' 2>/dev/null && break; python=; done; \
+		test -n "$$python" || { echo "Python 3.$$minor is missing: left out"; continue; }; \
+		$(MAKE) test VENV=.venv-3.$$minor PYTHON=$$python || exit 1; done
 
-# BRIDGE_FUZZ_SEED=... starts elsewhere than at today's seed; a failure shows the program and its own.
 fuzz: $(VENV)/.installed-test
 	BRIDGE_FUZZ_COUNT=$${BRIDGE_FUZZ_COUNT:-5000} OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest tests/bridge/tracing/test_fuzz.py --numprocesses 2 $(ARGS)

@@ -88,7 +88,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         "link": la.link_approx,
         "temperature": hyper.temperature,
         "parameters": [[name, list(shape)] for name, shape in zip(la.order.names, la.order.shapes, strict=True)],
-        "weights": fit.weights,
+        "weights": "changed since fit" if la.moved_weights() else digest(la.model),
         "template": dataclasses.asdict(fit.template),
         "layout": dataclasses.asdict(fit.layout),
         "plan": None if fit.fitted.plan is None else dataclasses.asdict(fit.fitted.plan),
@@ -146,7 +146,6 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     loss = la.loss_for(layout, hyper)
-    watch = WeightWatch(la.model)
-    la.adopt(FittedModel(traced, fitted, template, layout, loss, watch, described["weights"]), hyper, verified=False)
+    la.adopt(FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model)), hyper, verified=False)
     la.link_approx = described["link"]
     return la

@@ -61,7 +61,6 @@ class FittedModel:
         layout: Of the outputs.
         loss: What was fitted; noise per output is in its likelihood.
         watch: Notices when the module's weights change.
-        weights: A hash of the module's weights.
     """
 
     traced: TracedModel
@@ -70,7 +69,6 @@ class FittedModel:
     layout: OutputLayout
     loss: Loss
     watch: WeightWatch
-    weights: str
 
     @property
     def model_fn(self) -> OneExample:
@@ -138,7 +136,7 @@ def fit_module(
         what = (model_fn, traced.params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
-    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), digest(model))
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model))
 
 
 def identity(model: nn.Module, loss: Loss, layout: OutputLayout, options: FitOptions, seed: int) -> str:

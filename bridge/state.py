@@ -64,8 +64,7 @@ class LaplaceState(Description):
         if self._fit is None or self._posterior is None:
             raise RuntimeError("This Laplace has no posterior yet. Call fit(train_loader) first.")
         if check_weights:
-            traced = self._fit.traced
-            moved = self._fit.watch.moved(self.model, {**traced.params, **traced.buffers})
+            moved = self.moved_weights()
             if moved:
                 raise RuntimeError(
                     f"The model's weights have changed since fit "
@@ -75,6 +74,13 @@ class LaplaceState(Description):
                     "in force at fit."
                 )
         return self._fit, self._posterior
+
+    def moved_weights(self) -> list[str]:
+        """Names of the weights that are no longer those of the fit."""
+        if self._fit is None:
+            return []
+        traced = self._fit.traced
+        return self._fit.watch.moved(self.model, {**traced.params, **traced.buffers})
 
     def _take_up(self) -> None:
         """Take up a posterior that is at hand only as bytes."""

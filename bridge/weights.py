@@ -71,7 +71,9 @@ def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _some(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
+    # in the order of memory, in which channels-last weights are no copy either
+    stride = tensor.stride()
+    flat = tensor.permute(sorted(range(tensor.ndim), key=lambda axis: -stride[axis])).reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLED)]
 
 

@@ -149,6 +149,24 @@ def test_what_leaves_the_weights_alone_is_let_through(fitted, harmless):
     assert torch.equal(la(X), fitted(X))
 
 
+def test_a_state_dict_of_changed_weights_is_made_and_not_believed(fitted):
+    la = copy.deepcopy(fitted)
+    changes()["in place"](la.model)
+    with pytest.raises(ValueError, match="belongs to a model with other weights"):
+        new(network(seed=1)).load_state_dict(la.state_dict())
+
+
+def test_channels_last_weights_are_watched_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.Flatten(), nn.Linear(40, 4)).to(memory_format=torch.channels_last)
+    x = torch.randn(12, 3, 3, 3)
+    la = fit(model, x, Y, structure="diag")
+    la(x)
+    model[0].weight.data[:, 1, 2, 0] *= 2
+    with pytest.raises(RuntimeError, match=r"0\.weight"):
+        la(x)
+
+
 def test_a_file_holds_no_example(fitted, tmp_path):
     bridge.save(fitted, tmp_path / "la")
     content = (tmp_path / "la").read_bytes()
