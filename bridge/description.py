@@ -126,8 +126,7 @@ class Description(nn.Module):
         if not isinstance(self.likelihood, Gaussian) and not (isinstance(noise, float | int) and noise == 1.0):
             raise ValueError(
                 f"sigma_noise={value!r} with the likelihood {type(self.likelihood).__name__}: noise belongs to "
-                "regression. "
-                "Leave it out, or use likelihood='regression'."
+                "regression. Leave it out, or use likelihood='regression'."
             )
         return noise
 

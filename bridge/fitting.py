@@ -116,13 +116,14 @@ def fit_module(
     options.check(ParameterOrder.of(model).size)
     first, loader = read_first(loader, to_batch)
     network = in_float32(unwrap(model))
-    template = InputTemplate.of(in_float32(first.input))
+    inputs = on_device(network, in_float32(first.input))
+    template = InputTemplate.of(inputs)
 
-    traced = trace_for_fit(network, first.input, reading.tracer)
-    layout = output_layout(network, first.input, loss)
+    traced = trace_for_fit(network, inputs, reading.tracer)
+    layout = output_layout(network, inputs, loss)
     loss = with_noise(loss, hyper.sigma_noise, layout)
     model_fn = OneExample.of(traced, layout, loss)
-    warn_of_outputs(network, on_device(network, in_float32(first.input)), loss, layout)
+    warn_of_outputs(network, inputs, loss, layout)
 
     batches = KeptBatches(batch_check(traced, loss, layout), seed)
     passes = checked_passes(loader, traced, batches, reading, to_batch)
@@ -158,7 +159,7 @@ def identity(model: nn.Module, loss: Loss, layout: OutputLayout, options: FitOpt
 
 def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool = True) -> TracedModel:
     """The model as traced on two inputs, with weights of its own: those of the module may be trained on."""
-    example = on_device(model, jax.tree.map(lambda leaf: leaf[:2], in_float32(inputs)))
+    example = on_device(model, jax.tree.map(lambda leaf: leaf[:2], inputs))
     traced = trace(model, example, tracer=tracer, verify=verify)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)
@@ -178,7 +179,7 @@ def output_layout(model: nn.Module, inputs: Any, loss: Loss) -> OutputLayout:
         TraceError: If they do, or axis 0 of the outputs is not the batch.
         ValueError: If outputs have no axis of classes where the loss wants one.
     """
-    whole, one = output_shapes(model, on_device(model, in_float32(inputs)))
+    whole, one = output_shapes(model, inputs)
     shape = whole[1:]
     if isinstance(loss.likelihood, Categorical) and not shape:
         raise ValueError(

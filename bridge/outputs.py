@@ -66,6 +66,12 @@ class OutputLayout:
         """``(B, *shape)`` with classes last."""
         return jnp.moveaxis(outputs, self._class_axis, -1) if self.moved else outputs
 
+    def covariance_to_model(self, covariance: jax.Array, *axes: int) -> jax.Array:
+        """A covariance whose ``axes`` run over the core's flattened outputs, in the order of the model's."""
+        for axis in axes if self.moved else ():
+            covariance = jnp.take(covariance, self.order, axis=axis)
+        return covariance
+
     def to_model(self, values: jax.Array, *, lead: int = 1) -> jax.Array:
         """The core's values behind ``lead`` axes, flattened or not, in the model's shape."""
         whole = values.reshape(*values.shape[:lead], *self.core_shape)

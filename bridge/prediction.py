@@ -94,9 +94,7 @@ class InModelShape:
         """Probabilities, a mean and a covariance, or a mean and variances."""
         found = self.prediction(outputs)
         if isinstance(found, GaussianOutputs):
-            order = self.layout.order
-            covariance = found.covariance[:, order][:, :, order] if self.layout.moved else found.covariance
-            return self.layout.to_model(found.mean), covariance
+            return self.layout.to_model(found.mean), self.layout.covariance_to_model(found.covariance, 1, 2)
         return jax.tree.map(self.layout.to_model, found)
 
 

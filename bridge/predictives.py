@@ -63,13 +63,9 @@ def distribution(fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool)
     layout = fit.layout
 
     def push(model_fn: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        if not joint:
-            mean, covariance = linearized_predictive(model_fn, posterior)(inputs)
-            order = layout.order
-            return layout.to_model(mean), covariance[:, order][:, :, order] if layout.moved else covariance
-        mean, covariance = joint_predictive(model_fn, posterior)(inputs)
-        order = layout.order
-        return layout.to_model(mean), covariance[:, order][:, :, :, order] if layout.moved else covariance
+        predictive, axes = (joint_predictive, (1, 3)) if joint else (linearized_predictive, (1, 2))
+        mean, covariance = predictive(model_fn, posterior)(inputs)
+        return layout.to_model(mean), layout.covariance_to_model(covariance, *axes)
 
     return _pushed(fit, x, push)
 
@@ -80,8 +76,7 @@ def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any]) -> Any:
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(x)):
         warnings.warn(
             "The input requires a gradient, and predictions of a Laplace approximation are not differentiable by "
-            "torch: "
-            "none will come back. Call la(x.detach()), or predict under torch.no_grad().",
+            "torch: none will come back. Call la(x.detach()), or predict under torch.no_grad().",
             stacklevel=5,
         )
     inputs = checked_inputs(fit.traced, x)
@@ -110,8 +105,7 @@ def _too_large(fit: FittedModel, x: Any) -> bool:
         return False
     warnings.warn(
         f"The covariance of {outputs} outputs for each of {count} samples would take {needed / 2**30:.1f} GiB: "
-        "variances "
-        "are returned in its place, as with diagonal_output=True. Give smaller batches for the covariance.",
+        "variances are returned in its place, as with diagonal_output=True. Give smaller batches for the covariance.",
         stacklevel=5,
     )
     return True

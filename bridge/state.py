@@ -70,8 +70,7 @@ class LaplaceState(Description):
                     f"The model's weights have changed since fit "
                     f"({', '.join(moved[:3])}{', ...' if moved[3:] else ''}), and "
                     "the posterior belongs to the old ones. Call fit(train_loader) again, or load the state dict that "
-                    "was "
-                    "in force at fit."
+                    "was in force at fit."
                 )
         return self._fit, self._posterior
 
