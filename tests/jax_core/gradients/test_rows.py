@@ -36,7 +36,7 @@ def test_rows_are_a_root_of_the_ggn(x64, make, loss):
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_pass_takes_one_program_of_each_kind(monkeypatch, committed):
+def test_a_pass_takes_one_program_of_each_kind(monkeypatch, compilations, committed):
     monkeypatch.setattr(row_stream, "plan_rows", lambda *_: RowPlan(8, 8))  # 27 rows in four blocks
     case = mlp()
     if committed:  # as arrays from torch are
@@ -46,7 +46,7 @@ def test_a_pass_takes_one_program_of_each_kind(monkeypatch, committed):
         program.clear_cache()  # another test may have compiled the same
     rows = stream(case, as_likelihood("mse"), case.targets("mse"), 0.0)
     found = rows.fold(add_gram, jnp.zeros((rows.size, rows.size)))
-    assert [program._cache_size() for program in programs] == [1, 1]
+    assert [compilations(program) for program in programs] == [1, 1]
     assert (rows.sums.samples, rows.sums.outputs, rows.num_rows) == (9, 27, 27)
     np.testing.assert_allclose(found, dense_ggn(case, "mse"), rtol=1e-4, atol=1e-4)
 
