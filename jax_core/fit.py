@@ -14,6 +14,7 @@ from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.row_stream import RowStream
+from jax_core.kronecker import describe_layers, fit_kronecker
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
@@ -27,7 +28,7 @@ from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
 
-Structure = Literal["lowrank", "full", "diag"]
+Structure = Literal["lowrank", "full", "diag", "kron", "ekfac", "kron_lowrank"]
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
 
@@ -73,9 +74,12 @@ class FitOptions:
     """How a curvature is reduced.
 
     Attributes:
-        structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-        method: For low rank: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or ``"gram"``.
-        rank: Eigenpairs of a low-rank curvature.
+        structure: ``"lowrank"``, ``"full"``, ``"diag"``; Kronecker products of each layer, ``"kron"``, or with the
+            exact diagonal in their coordinates, ``"ekfac"``; or a low rank across the layers with that diagonal
+            of what it leaves out, ``"kron_lowrank"``.
+        method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
+            ``"gram"``.
+        rank: Eigenpairs of a low rank.
         passes: Passes over the data of ``"nystrom"``.
         tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
             :mod:`jax_core.gradients.rows`); the other structures and methods drop nothing.
@@ -99,7 +103,7 @@ class FitOptions:
         Raises:
             ValueError: If the rank exceeds the number of parameters.
         """
-        if self.structure == "lowrank":
+        if self.structure in ("lowrank", "kron_lowrank"):
             check_rank(self.rank, size)
 
 
@@ -135,7 +139,7 @@ def fit_curvature(
     options.check(get_size(params))
     source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes, checkpoint)
     check_memory(source, options.structure, options.rank)
-    plan = make_plan(source, options) if options.structure == "lowrank" else None
+    plan = None if options.structure in ("full", "diag") else make_plan(source, options)
     if plan is not None and plan.strategy == "products":
         curvature, sums = _low_rank(source, options, plan, key)
     else:
@@ -150,6 +154,8 @@ def fit_curvature(
 
 def make_plan(source: Source, options: FitOptions) -> Plan:
     """The method asked for, or the cheapest; the cost model also chooses how blocks of vectors meet the data."""
+    if options.structure != "lowrank":
+        return _plan_kronecker(source, options)
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
@@ -164,7 +170,20 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     return Plan("nystrom", cheapest(problem), "asked for")
 
 
+def _plan_kronecker(source: Source, options: FitOptions) -> Plan:
+    ordered, _ = source.in_order_of_gradients
+    layers = describe_layers(ordered)
+    if options.structure != "kron_lowrank":
+        return Plan("factors", "rows", f"{layers}.")
+    problem = problem_of(ordered, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=options.tolerance)
+    plan = choose(problem)
+    how = "all rows" if plan.method == "gram" else "a sketch"
+    return Plan(plan.method, "rows", f"rank {options.rank} from {how}, the rest in {layers}.")
+
+
 def _by_rows(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
+    if options.structure in ("kron", "ekfac", "kron_lowrank"):
+        return _kronecker(source, options, plan, key)
     if plan is not None:
         return _low_rank(source, options, plan, key)
     return _full(source) if options.structure == "full" else _diagonal(source)
@@ -174,6 +193,12 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
     if plan.method == "gram":
         return _gram(source.rows(options.tolerance), options)
     return _nystrom(source, options, plan, key) if plan.method == "nystrom" else _krylov(source, options, plan, key)
+
+
+def _kronecker(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
+    how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
+    exact = plan is not None and plan.method == "gram"
+    return fit_kronecker(source, options.structure, rank=options.rank, exact=exact, passes=options.passes, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:

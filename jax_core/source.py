@@ -32,6 +32,7 @@ from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.memory import free_bytes, gibibytes
 
 _LOW_RANK = 4  # blocks of vectors that a reduction holds at once: basis, image, and what is made of them
+_KRONECKER = 6.0  # times the parameters: a layer's two factors and their eigenvectors, and diagonals
 _FULL = 3  # matrices: the curvature, its eigenvectors, and the decomposition's workspace
 
 
@@ -57,10 +58,11 @@ class Source:
         model = as_jit_argument(in_order(self.model_fn, order))
         return Source(model, order.of(self.params), self.likelihood, self.passes, self.checkpoint), order
 
-    def rows(self, tolerance: float, *, repeated: bool = False) -> RowStream:
-        """The curvature as rows; the state of a single pass is kept."""
+    def rows(self, tolerance: float, *, repeated: bool = False, part: str | None = None) -> RowStream:
+        """The curvature as rows; the state of a single pass is kept, or of a named one of several."""
         parts = (self.model_fn, self.params, self.likelihood, self.passes)
-        return RowStream(*parts, tolerance=tolerance, checkpoint=None if repeated else self.checkpoint)
+        kept = None if repeated else self.checkpoint
+        return RowStream(*parts, tolerance=tolerance, checkpoint=kept.part(part) if kept and part else kept)
 
     def logged(
         self, product: Callable[[Array], Array], sums: Callable[[], DataSums | None], *, repeated: bool = True
@@ -128,6 +130,9 @@ def needed_bytes(source: Source, structure: str, rank: int) -> dict[str, float]:
         "full": _FULL * itemsize * float(size) ** 2 + hessians,
         "diag": 2.0 * itemsize * size + hessians,
         "lowrank": _LOW_RANK * itemsize * 2.0 * rank * size,
+        "kron": _KRONECKER * itemsize * size + hessians,
+        "ekfac": _KRONECKER * itemsize * size + hessians,
+        "kron_lowrank": itemsize * (_LOW_RANK * 2.0 * rank + _KRONECKER) * size + hessians,
     }
 
 
@@ -144,7 +149,7 @@ def check_memory(source: Source, structure: str, rank: int) -> None:
     fitting = [
         f"{name!r} ({gibibytes(count)})" for name, count in needed.items() if name != structure and count <= free
     ]
-    smaller = int(free / needed[structure] * rank) if structure == "lowrank" else 0
+    smaller = int(free / needed[structure] * rank) if structure in ("lowrank", "kron_lowrank") else 0
     if smaller:
         fitting.append(f"rank={smaller}")
     remedy = f"Use {' or '.join(fitting)}." if fitting else "Let fewer parameters have requires_grad=True."

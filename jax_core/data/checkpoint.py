@@ -60,6 +60,10 @@ class Checkpoint:
 
     _slots = ("state-0", "state-1")
 
+    def part(self, name: str) -> Checkpoint:
+        """The states of one of several passes, in a folder of their own."""
+        return Checkpoint(self._folder / name, self._identity)
+
     def latest(self) -> Saved | None:
         """The newest state that is whole."""
         states = [(self._folder / name, _read(self._folder / name)) for name in self._slots]

@@ -63,6 +63,11 @@ class Layout:
         return self.plain_size + sum(slot.vectors * slot.shape[0] for slot in self.factored)
 
     @property
+    def written_size(self) -> int:
+        """Numbers of a row whose factors are multiplied out where a matrix meets several vectors."""
+        return self.plain_size + sum(slot.size if slot.vectors > 1 else slot.shape[0] for slot in self.factored)
+
+    @property
     def factored_size(self) -> int:
         """Elements of the factored leaves, each counted for every vector that its matrix multiplies."""
         return sum(slot.vectors * slot.size for slot in self.factored)
@@ -135,7 +140,7 @@ class FactoredRows:
 
     def gram(self) -> Float[Array, "B C C"]:
         r"""$J J^\top$ of each example."""
-        total = _grams(self.plain)
+        total = grams(self.plain)
         for left, right in zip(self.left, self.right, strict=True):
             mixed = jnp.einsum("bsi,bti,bcto->bcso", right, right, left)
             flat = left.reshape(*left.shape[:2], -1)
@@ -151,7 +156,7 @@ class FactoredRows:
         return self.layout.join(parts).reshape(batch, outputs, -1)
 
 
-def _grams(rows: Float[Array, "B C Q"]) -> Float[Array, "B C C"]:
+def grams(rows: Float[Array, "B C Q"]) -> Float[Array, "B C C"]:
     """``rows @ rows^T`` of each example, of two at a time where they have few rows.
 
     XLA's CPU backend runs a batch of 64 products of 10 rows with 10 at 3 Gflop/s, but 32 of 20 with 20 at 25: a

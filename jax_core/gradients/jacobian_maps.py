@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from jax_core.data.batches import padded
 from jax_core.data.trees import get_size
-from jax_core.gradients.factored import FactoredRows, Layout, Parts
+from jax_core.gradients.factored import FactoredRows, Layout
 from jax_core.gradients.jacobians import factored_jacobian, jacobian, layout_in_order
+from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
 from jax_core.gradients.subspace import Subspace
 from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.types import ModelFn, Params
@@ -38,10 +39,13 @@ class Sizes(NamedTuple):
 
 
 class ProjectedJacobians(NamedTuple):
-    r"""What a low-rank covariance needs of Jacobians: $J U$ ``(b, C, R)`` and $J J^\top$ ``(b, C, C)``."""
+    r"""What a covariance needs of Jacobians, see :class:`~jax_core.operators.Projection`.
 
-    inner: Float[Array, "b C R"]
-    gram: Float[Array, "b C C"]
+    $J Q U$ and $J Q \operatorname{diag}(w) Q^\top J^\top$, each ``None`` where there is none.
+    """
+
+    inner: Float[Array, "b C R"] | None
+    gram: Float[Array, "b C C"] | None
 
 
 def map_jacobians(
@@ -82,7 +86,7 @@ def map_projected(
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
         params: Where to linearise.
-        basis: $U$, over the flattened parameters.
+        basis: A projection over the flattened parameters.
         function: From outputs ``(b, C)`` and the projected Jacobians to a pytree with leading axis ``b``.
         sizes: As there. Small batches have a program of their own.
     """
@@ -92,7 +96,10 @@ def map_projected(
     def run(inputs: Any) -> Any:
         total, example = jax.tree.leaves(inputs)[0].shape[0], example_shapes(inputs)
         order = find_order(model, params, example)
-        chosen, layout = _plan_projected(model, params, example, order=order)
+        known = basis.projection
+        weighted = known.weights is not None and known.weights.ndim > 0
+        how = {"order": order, "kronecker": kronecker_leaves(known.basis), "weighted": weighted}
+        chosen, layout = _plan_projected(model, params, example, **how)
         cut = basis.cut(params, order, layout)
         evaluate = partial(_of_projected, last, model, params, cut, order=order, layout=layout)
         return _in_pieces(evaluate, inputs, sizes or _together(chosen, total))
@@ -107,13 +114,22 @@ def _plan(model_fn: ModelFn, params: Params, example: Any) -> Sizes:
 
 
 @cached_by_shape
-def _plan_projected(model_fn: ModelFn, params: Params, example: Any, *, order: Order) -> tuple[Sizes, Layout]:
+def _plan_projected(
+    model_fn: ModelFn,
+    params: Params,
+    example: Any,
+    *,
+    order: Order,
+    kronecker: tuple[bool, ...] | None = None,
+    weighted: bool = False,
+) -> tuple[Sizes, Layout]:
     """The same for rows in factors, and their layout: as many rounds a loop as meet a basis at once."""
-    layout = layout_in_order(model_fn, params, example, order)
-    sizes = _fitting(model_fn, params, example, layout.row_size)
+    layout = layout_in_order(model_fn, params, example, order, worth_rotating(kronecker))
+    row_size = max(layout.row_size, layout.written_size) if weighted else layout.row_size
+    sizes = _fitting(model_fn, params, example, row_size)
     if sizes.group == 1:
         return Sizes(min(sizes.chunk, _TOGETHER), 1), layout
-    written = 4 * jax.eval_shape(model_fn, example, params).size * layout.row_size
+    written = 4 * jax.eval_shape(model_fn, example, params).size * row_size
     together = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, written)))
     chunk = 1 << min(sizes.chunk, together).bit_length() - 1
     return Sizes(chunk, max(1, together // chunk)), layout
@@ -154,7 +170,7 @@ def _of_projected(
     function: Callable[..., Any],
     model_fn: ModelFn,
     params: Params,
-    basis: Parts,
+    basis: Coordinates,
     inputs: Any,
     count: Any,
     *,
@@ -168,7 +184,9 @@ def _of_projected(
         return factored_jacobian(in_order(model_fn, order), order.of(params), _chunk(inputs, i), layout)
 
     outputs, rows = _in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
-    return function(outputs, ProjectedJacobians(rows.times_rows(basis), rows.gram()))
+    turned = basis.rotate(rows)
+    inner = None if basis.columns is None else turned.times_rows(basis.columns)
+    return function(outputs, ProjectedJacobians(inner, basis.gram(turned)))
 
 
 def _chunk(inputs: Any, i: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_core.gradients.factored import FactoredRows, Layout, Slot
-from jax_core.gradients.weight_order import Order, Product, in_order, run_watched
+from jax_core.gradients.products import OnProduct, Product, run_watched
+from jax_core.gradients.weight_order import Order, in_order
 from jax_core.types import ModelFn, Params
 
 _WORTH = 2**12  # elements of a matrix from which two factors beat written-out gradients
@@ -34,53 +35,86 @@ def jacobian(model_fn: ModelFn, params: Params, x: Any) -> tuple[Float[Array, " 
     return output, jax.vmap(row)(jnp.eye(output.size, dtype=output.dtype))
 
 
-def find_layout(model_fn: ModelFn, params: Params, example: Any) -> Layout:
+Worth: TypeAlias = Callable[[int, "Sides"], bool]
+"""Whether a leaf that is a matrix of so many vectors stays in factors."""
+
+
+class Sides(NamedTuple):
+    """A matrix in a product: vectors of an example that it multiplies, outputs, inputs, and the model's outputs."""
+
+    vectors: int
+    outs: int
+    width: int
+    outputs: int
+
+
+def by_cost(leaf: int, sides: Sides) -> bool:
+    """Dense layers, and convolutions over maps so small that their vectors are fewer than the outputs, about."""
+    count, outs, width, outputs = sides
+    if outs * width < _WORTH:
+        return False
+    return count == 1 or count * (width + outputs) <= outputs * width  # operations with one vector of a block
+
+
+def find_layout(model_fn: ModelFn, params: Params, example: Any, worth: Worth = by_cost) -> Layout:
     """Which leaves stay in factors, from the shapes of one example; the rest are written out.
 
-    They are those of dense layers, and of convolutions over maps so small that the vectors at their positions are
-    fewer than the outputs, about; stored as ``(out, *in)`` (see :mod:`jax_core.gradients.weight_order`).
+    Only leaves stored as ``(*out, *in)`` can (see :mod:`jax_core.gradients.weight_order`).
     """
     outputs = math.prod(jax.eval_shape(model_fn, example, params).shape)
-    found: dict[int, int] = {}
+    found: dict[int, Sides] = {}
 
-    def note(leaf: int, vectors: Array, product: Product) -> Array:
-        count, width = vectors.shape
-        if count == 1 or count * (width + outputs) <= outputs * width:  # operations with one vector of a block
-            found[leaf] = count
+    def note(product: Product) -> Array:
+        count, width = product.vectors().shape
+        sides = Sides(count, sizes[product.leaf] // max(width, 1), width, outputs)
+        if worth(product.leaf, sides):
+            found[product.leaf] = sides
         return product.result
 
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
     sizes = [math.prod(shape) for shape in shapes]
-    matrices = {i for i, shape in enumerate(shapes) if len(shape) > 1 and sizes[i] >= _WORTH}
+    matrices = {i for i, shape in enumerate(shapes) if len(shape) > 1 and sizes[i]}
     if matrices:
         jax.eval_shape(lambda x, p: _run(model_fn, p, x, matrices, note), example, params)
-    starts = itertools.accumulate(sizes[:-1], initial=0)
-    slots = [Slot(i, start, shapes[i], found.get(i, 1)) for i, start in enumerate(starts)]
-    return Layout(
-        tuple(slot for slot in slots if slot.leaf not in found), tuple(slot for slot in slots if slot.leaf in found)
-    )
+    starts = list(itertools.accumulate(sizes, initial=0))
+    plain = [Slot(i, starts[i], shape) for i, shape in enumerate(shapes) if i not in found]
+    factored = [Slot(i, starts[i], (s.outs, s.width), s.vectors) for i, s in sorted(found.items())]
+    return Layout(tuple(plain), tuple(factored))
 
 
-def layout_in_order(model_fn: ModelFn, params: Params, example: Any, order: Order) -> Layout:
+def layout_in_order(model_fn: ModelFn, params: Params, example: Any, order: Order, worth: Worth = by_cost) -> Layout:
     """:func:`find_layout` of parameters in an order, which are not moved for that."""
-    return find_layout(in_order(model_fn, order), jax.eval_shape(order.of, params), example)
+    return find_layout(in_order(model_fn, order), jax.eval_shape(order.of, params), example, worth)
 
 
 def factored_jacobian(
     model_fn: ModelFn, params: Params, inputs: Any, layout: Layout
 ) -> tuple[Float[Array, "B C"], FactoredRows]:
     """Outputs of a batch, flattened, and their Jacobians, factored as the layout says. Traceable."""
+    return _factored(model_fn, params, inputs, None, layout)
+
+
+def factored_gradients(
+    model_fn: ModelFn, params: Params, inputs: Any, cotangents: Float[Array, "B *output"], layout: Layout
+) -> FactoredRows:
+    """For each example the one row ``cotangent^T J``, factored as the layout says. Traceable."""
+    return _factored(model_fn, params, inputs, cotangents.reshape(len(cotangents), 1, -1), layout)[1]
+
+
+def _factored(
+    model_fn: ModelFn, params: Params, inputs: Any, cotangents: Float[Array, "B K C"] | None, layout: Layout
+) -> tuple[Float[Array, "B C"], FactoredRows]:
+    """Outputs, and the rows of given cotangents or of each output."""
     leaves, treedef = jax.tree.flatten(params)
     factored = [slot.leaf for slot in layout.factored]
 
-    def one(x: Any) -> tuple[Array, Array, list[Array], list[Array]]:
+    def one(x: Any, pulled: Array | None) -> tuple[Array, Array, list[Array], list[Array]]:
         def output(plain: list[Array], probes: dict[int, Array]) -> tuple[Array, list[Array]]:
             vectors: dict[int, Array] = {}
 
-            def tap(leaf: int, met: Array, product: Product) -> Array:
-                vectors[leaf] = met
-                probe = probes[leaf].T if product.weight_first else probes[leaf]
-                return product.result + probe.reshape(product.result.shape)
+            def tap(product: Product) -> Array:
+                vectors[product.leaf], probe = product.vectors(), probes[product.leaf]
+                return product.add(probe if product.scale is None else probe * product.scale)
 
             rest = iter(plain)
             whole = [leaf if i in probes else next(rest) for i, leaf in enumerate(leaves)]
@@ -97,25 +131,18 @@ def factored_jacobian(
             flat = [gradient.reshape(-1) for gradient in gradients] or [jnp.zeros(0, out.dtype)]
             return jnp.concatenate(flat), [cotangents[leaf] for leaf in factored]
 
-        rows, left = jax.vmap(row)(jnp.eye(out.size, dtype=out.dtype))
+        rows, left = jax.vmap(row)(jnp.eye(out.size, dtype=out.dtype) if pulled is None else pulled)
         return out, rows, left, vectors
 
-    outputs, rows, left, right = jax.vmap(one)(inputs)
+    outputs, rows, left, right = jax.vmap(one)(inputs, cotangents)
     return outputs, FactoredRows(rows, tuple(left), tuple(right), layout)
 
 
-OnVectors = Callable[[int, Array, Product], Array]
-"""``(leaf, vectors (S, I), product) -> product``."""
-
-
-def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_vectors: OnVectors) -> Array:
-    """The model's output, with ``on_vectors`` in the place of each product of vectors with one of the matrices."""
+def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_product: OnProduct) -> Array:
+    """The model's output, with ``on_product`` in the place of each product with one of the matrices ``(*out, *in)``."""
 
     def visit(product: Product) -> Array:
-        met, over, axes = product.met, product.over, (*product.out_axes, *product.in_axes)
-        if len(product.out_axes) != 1 or axes != tuple(range(len(axes))):
-            return product.result  # stored in another order
-        width = math.prod(met.shape[axis] for axis in over)
-        return on_vectors(product.leaf, jnp.moveaxis(met, over, range(-len(over), 0)).reshape(-1, width), product)
+        axes = (*product.out_axes, *product.in_axes)
+        return on_product(product) if axes == tuple(range(len(axes))) else product.result  # else in another order
 
     return run_watched(model_fn, params, x, matrices, visit)

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import primitives
 from jaxtyping import Array, Int
 
+from jax_core.gradients.products import Product, run_watched
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
-from jax_core.xla.interpret import Tracked, interpret, value_of
-
-Groups = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -90,35 +86,6 @@ def in_order(model_fn: ModelFn, order: Order) -> ModelFn:
     return model_fn if order.as_stored else Ordered(as_jit_argument(model_fn), order)
 
 
-class Use(NamedTuple):
-    """The label of a parameter leaf on its way: the axes of the leaf that each axis of the value holds."""
-
-    leaf: int
-    groups: Groups
-
-
-class Product(NamedTuple):
-    """A matrix product of a parameter leaf.
-
-    Attributes:
-        leaf: Its number.
-        out_axes: Its axes that the product keeps.
-        in_axes: Its axes that are summed over.
-        met: The other operand.
-        over: The axes of that which are summed over.
-        result: The product.
-        weight_first: Whether the leaf's axes come first in it.
-    """
-
-    leaf: int
-    out_axes: tuple[int, ...]
-    in_axes: tuple[int, ...]
-    met: Array
-    over: Sequence[int]
-    result: Array
-    weight_first: bool
-
-
 def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
     """The order of gradients, from the shapes of one example; leaves that are no matrix of one product stay."""
     return _find_order(as_jit_argument(model_fn), params, example)
@@ -135,56 +102,3 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
     matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size}
     jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note), example, params)
     return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
-
-
-def run_watched(
-    model_fn: ModelFn, params: Params, x: Any, watched: set[int], on_product: Callable[[Product], Array]
-) -> Any:
-    """The model's output, with ``on_product`` in the place of each matrix product that one of the leaves meets.
-
-    A leaf is followed through transpositions and reshapes that join axes, as long as it is used once; products with
-    batch axes are left alone.
-    """
-
-    def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
-        results = evaluate()
-        sides = [i for i, operand in enumerate(operands) if isinstance(operand, Tracked)]
-        if len(sides) != 1:
-            return results
-        side = sides[0]
-        (leaf, groups), value = operands[side]
-        if equation.primitive is primitives.transpose_p:
-            moved = tuple(groups[axis] for axis in equation.params["permutation"])
-            return [Tracked(Use(leaf, moved), results[0])]
-        if equation.primitive is primitives.reshape_p:
-            joined = _joined(groups, value.shape, results[0].shape)
-            return results if joined is None else [Tracked(Use(leaf, joined), results[0])]
-        if equation.primitive is primitives.dot_general_p:
-            contracted, batched = equation.params["dimension_numbers"]
-            if not batched[side]:
-                rest = [i for i in range(len(groups)) if i not in contracted[side]]
-                out_axes, in_axes = (tuple(a for i in some for a in groups[i]) for some in (rest, contracted[side]))
-                met, over = operands[1 - side], contracted[1 - side]
-                return [on_product(Product(leaf, out_axes, in_axes, met, over, results[0], weight_first=side == 0))]
-        return results
-
-    closed = jax.make_jaxpr(model_fn)(x, params)
-    known = [
-        Tracked(Use(i, tuple((axis,) for axis in range(jnp.ndim(leaf)))), leaf) if i in watched else leaf
-        for i, leaf in enumerate(jax.tree.leaves(params))
-    ]
-    return value_of(interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0])
-
-
-def _joined(groups: Groups, before: Sequence[int], after: Sequence[int]) -> Groups | None:
-    """The groups after a reshape that joins neighbouring axes, or ``None`` after any other."""
-    waiting, result = list(zip(before, groups, strict=True)), []
-    for size in after:
-        group: tuple[int, ...] = ()
-        while waiting and (size > 1 or waiting[0][0] == 1) and size % waiting[0][0] == 0:
-            extent, axes = waiting.pop(0)
-            group, size = group + axes, size // extent
-        if size != 1:
-            return None
-        result.append(group)
-    return None if waiting else tuple(result)

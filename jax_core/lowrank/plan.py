@@ -35,13 +35,14 @@ class Plan:
     """A method, how it touches the data, and why.
 
     Attributes:
-        method: ``"gram"``, ``"nystrom"``, ``"lanczos"``, ``"block_lanczos"`` or ``"lobpcg"``.
+        method: ``"gram"``, ``"nystrom"``, ``"lanczos"``, ``"block_lanczos"`` or ``"lobpcg"``; ``"factors"`` where only
+            Kronecker factors are wanted.
         strategy: ``"rows"`` (gradients of single outputs), ``"jacobians"`` (of all outputs, some layers in factors)
             or ``"products"`` (the network's Jacobian products).
         reason: One sentence with the figures behind the choice.
     """
 
-    method: Literal["gram", "nystrom", "lanczos", "block_lanczos", "lobpcg"]
+    method: Literal["gram", "nystrom", "lanczos", "block_lanczos", "lobpcg", "factors"]
     strategy: Strategy
     reason: str
 

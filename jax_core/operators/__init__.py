@@ -1,9 +1,26 @@
-"""Symmetric operators a posterior can be made of: dense, diagonal, identity plus low rank."""
+"""Symmetric operators a posterior can be made of: dense, diagonal, low rank, Kronecker, and sums and blocks of them."""
 
+from jax_core.operators.block_diagonal import BlockDiagonal
+from jax_core.operators.block_low_rank import BlockLowRank
 from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
+from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
+from jax_core.operators.projection import Projection
 from jax_core.operators.protocol import Operator, logdet
+from jax_core.operators.spectral import Spectral
 from jax_core.operators.whiten import whiten
 
-__all__ = ["Dense", "Diagonal", "LowRank", "Operator", "logdet", "whiten"]
+__all__ = [
+    "BlockDiagonal",
+    "BlockLowRank",
+    "Dense",
+    "Diagonal",
+    "Kronecker",
+    "LowRank",
+    "Operator",
+    "Projection",
+    "Spectral",
+    "logdet",
+    "whiten",
+]

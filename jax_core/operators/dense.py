@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.operators.spectral import Spectral
 from jax_core.xla.precision import full_precision
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
-class Dense(ShortRepr):
+class Dense(Spectral, ShortRepr):
     r"""$V \operatorname{diag}(w) V^\top$ with a square orthogonal $V$."""
 
     eigenvalues: Float[Array, " P"]
@@ -31,6 +33,25 @@ class Dense(ShortRepr):
     def size(self) -> int:
         """The dimension."""
         return self.eigenvalues.shape[0]
+
+    @property
+    def spectrum(self) -> Float[Array, " P"]:
+        """The eigenvalues in the order of :meth:`rotate`."""
+        return self.eigenvalues
+
+    def with_spectrum(self, values: Float[Array, " P"]) -> Dense:
+        """The same eigenvectors with these eigenvalues."""
+        return Dense(values, self.eigenvectors)
+
+    @full_precision
+    def rotate(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        """Rows in coordinates of the eigenvectors."""
+        return rows @ self.eigenvectors
+
+    @full_precision
+    def rotate_back(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        """Undo :meth:`rotate`."""
+        return rows @ self.eigenvectors.T
 
     @full_precision
     def matrix(self) -> Float[Array, "P P"]:
@@ -58,6 +79,10 @@ class Dense(ShortRepr):
         """Rows and columns in another order: entry ``i`` is the former ``positions[i]``."""
         return Dense(self.eigenvalues, self.eigenvectors[positions])
 
+    def permute_rotated(self, rows: Float[Array, "P *B"], positions: Int[Any, " P"]) -> Float[Array, "P *B"]:
+        """Coordinates along the eigenvectors in the order that they have after :meth:`permute`: as they were."""
+        return rows
+
     def trace(self) -> Float[Array, ""]:
         """Sum of the eigenvalues."""
         return self.eigenvalues.sum()
@@ -67,3 +92,7 @@ class Dense(ShortRepr):
         """``rows A rows^T``."""
         inner = rows @ self.eigenvectors
         return (inner * self.eigenvalues) @ jnp.swapaxes(inner, -1, -2)
+
+    def projection(self) -> Projection:
+        """Its eigenvectors as columns: rows meet no other."""
+        return Projection(None, None, self.eigenvectors, self.eigenvalues)

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.operators.spectral import Spectral
 from jax_core.xla.precision import full_precision
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
-class LowRank(ShortRepr):
+class LowRank(Spectral, ShortRepr):
     r"""$U \operatorname{diag}(s) U^\top + \alpha I$ with $U^\top U = I$.
 
     The eigenvalues are $s + \alpha$ on the columns of $U$ and $\alpha$ on their complement, so every function of the
@@ -66,9 +68,9 @@ class LowRank(ShortRepr):
     @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
-        return self.combine(rows @ self.U, rows @ jnp.swapaxes(rows, -1, -2))
+        inner = rows @ self.U
+        return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * (rows @ jnp.swapaxes(rows, -1, -2))
 
-    @full_precision
-    def combine(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
-        """``rows A rows^T`` from the products ``rows U`` and ``rows rows^T``."""
-        return (inner * self.s) @ jnp.swapaxes(inner, -1, -2) + self.alpha * gram
+    def projection(self) -> Projection:
+        """Its columns, and the same weight for all else."""
+        return Projection(None, self.alpha, self.U, self.s)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jax_core.operators.projection import Projection
 
 Self = TypeVar("Self", bound="Operator")
 
 
 @runtime_checkable
 class Operator(Protocol):
-    """A symmetric positive semi-definite matrix, known by its spectrum."""
+    """A symmetric positive semi-definite matrix with a known inverse and determinant."""
 
     @property
     def size(self) -> int:
@@ -22,10 +22,6 @@ class Operator(Protocol):
 
     def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         """Product with a vector."""
-        ...
-
-    def apply(self: Self, function: Callable[[Any], Any]) -> Self:
-        """The same eigenvectors with ``function`` of the eigenvalues."""
         ...
 
     def shift(self: Self, alpha: Any) -> Self:
@@ -48,7 +44,27 @@ class Operator(Protocol):
         """``rows A rows^T``."""
         ...
 
+    def inverse(self: Self) -> Self:
+        """The inverse, of a positive definite operator."""
+        ...
+
+    def inverse_root_mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        r"""$S v$ with $S S^\top = A^{-1}$."""
+        ...
+
+    def logdet(self) -> Float[Array, ""]:
+        """Log-determinant, of a positive definite operator."""
+        ...
+
+    def log1p_det(self) -> Float[Array, ""]:
+        r"""$\log\det(I + A)$."""
+        ...
+
+    def projection(self) -> Projection:
+        """What rows have to be multiplied with for :meth:`quadratic`."""
+        ...
+
 
 def logdet(operator: Operator) -> Float[Array, ""]:
     """Log-determinant of a positive definite operator."""
-    return operator.apply(jnp.log).trace()
+    return operator.logdet()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jax_core.operators.block_diagonal import BlockDiagonal
+from jax_core.operators.block_low_rank import BlockLowRank
 from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
+from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
 from jax_core.xla.precision import full_precision
@@ -46,3 +51,39 @@ def _(operator: LowRank, root: Array) -> LowRank:
     keep = values > 10 * jnp.finfo(values.dtype).eps * values[-1:]
     basis = columns @ (rotation * jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1.0)), 0.0))
     return LowRank(basis, jnp.where(keep, values, 0.0), operator.alpha)
+
+
+@_scale_both_sides.register
+def _(operator: Kronecker, root: Array) -> Kronecker:
+    return operator.rescale(constant(root) ** 2)
+
+
+@_scale_both_sides.register
+def _(operator: BlockDiagonal, root: Array) -> BlockDiagonal:
+    pairs = zip(operator.parts, operator.slices, strict=True)
+    return BlockDiagonal(tuple(_scale_both_sides(part, root[s]) for part, s in pairs))
+
+
+@_scale_both_sides.register
+def _(operator: BlockLowRank, root: Array) -> BlockLowRank:
+    # A factor of a whole block commutes with its eigenvectors.
+    blocks, rows = [], []
+    for part, s in zip(operator.blocks.parts, operator.blocks.slices, strict=True):
+        scale = root[s] if isinstance(part, Diagonal) else constant(root[s])
+        blocks.append(_scale_both_sides(part, scale) if isinstance(part, Diagonal) else part.rescale(scale**2))
+        rows.append(operator.U[s] * jnp.broadcast_to(scale, (part.size,))[:, None])
+    return BlockLowRank(BlockDiagonal(tuple(blocks)), jnp.concatenate(rows), operator.s)
+
+
+def constant(root: Float[Array, " N"]) -> Float[Array, ""]:
+    """The one number of a block, which commutes with the block's eigenvectors.
+
+    Raises:
+        ValueError: If there are several, as far as they are known.
+    """
+    if not isinstance(root, jax.core.Tracer) and np.ptp(np.asarray(root)) > 0:
+        raise ValueError(
+            "A Kronecker product's prior is one number for its whole block: give one precision, or one per layer. "
+            "Precisions of single parameters go with the structures 'full', 'diag' and 'lowrank'."
+        )
+    return root[0]

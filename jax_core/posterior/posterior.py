@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.data.trees import flattener
 from jax_core.gradients.subspace import Subspace
-from jax_core.operators import LowRank, Operator, whiten
+from jax_core.operators import Operator, Projection, whiten
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.types import Params
 
@@ -47,8 +49,15 @@ class Posterior(ShortRepr):
 
     @property
     def _inverse(self) -> Operator:
-        """$(M + I)^{-1}$."""
-        return self.relative_curvature.shift(1.0).apply(lambda m: 1 / m)
+        """$(M + I)^{-1}$; remembered, but within a program, to whose trace it belongs."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.relative_curvature)):
+            return self.relative_curvature.shift(1.0).inverse()
+        return self._kept_inverse
+
+    @cached_property
+    def _kept_inverse(self) -> Operator:
+        with jax.ensure_compile_time_eval():
+            return self.relative_curvature.shift(1.0).inverse()
 
     def cov_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         r"""$\Sigma v$ on flat vectors."""
@@ -68,11 +77,10 @@ class Posterior(ShortRepr):
 
     def scale_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         r"""$S v$ on flat vectors with $S S^\top = \Sigma$."""
-        inverse_root = self.relative_curvature.shift(1.0).apply(jax.lax.rsqrt)
-        return jax.lax.rsqrt(self.prior_precision) * inverse_root.mv(vector)
+        return jax.lax.rsqrt(self.prior_precision) * self.relative_curvature.shift(1.0).inverse_root_mv(vector)
 
     def scale_mv(self, vector: Params) -> Params:
-        r"""$S v$ with $S S^\top = \Sigma$, $S = D^{-1/2} (M + I)^{-1/2}$."""
+        r"""$S v$ with $S S^\top = \Sigma$, $S = D^{-1/2} (M + I)^{-1/2}$ up to a rotation."""
         flatten, unflatten = flattener(self.mean)
         return unflatten(self.scale_flat(flatten(vector)))
 
@@ -89,7 +97,7 @@ class Posterior(ShortRepr):
 
     def log_det_ratio(self) -> Float[Array, ""]:
         r"""$\log\det\Sigma^{-1} - \log\det D = \sum_i \log(1 + m_i)$."""
-        return self.relative_curvature.apply(jnp.log1p).trace()
+        return self.relative_curvature.log1p_det()
 
     def logdet(self) -> Float[Array, ""]:
         r"""$\log\det\Sigma^{-1}$, of the precision."""
@@ -102,16 +110,26 @@ class Posterior(ShortRepr):
 
     def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         r"""$J \Sigma J^\top$ for Jacobians given as rows ``(..., C, P)`` over the flattened parameters."""
-        return self._inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
+        return self.output_form(rows)
+
+    @property
+    def output_form(self) -> Partial:
+        """:meth:`output_covariance` as a function that a program takes as an argument, its inverse made before."""
+        return Partial(_quadratic, self._inverse, jax.lax.rsqrt(self.prior_precision))
+
+    @cached_property
+    def projection(self) -> Projection:
+        r"""$\Sigma$ in the products that $J \Sigma J^\top$ needs."""
+        with jax.ensure_compile_time_eval():
+            return self._inverse.projection().scale_rows(jax.lax.rsqrt(self.prior_precision))
 
     @cached_property
     def subspace(self) -> Subspace | None:
-        """Vectors of which :meth:`covariance_from` takes products: those of a low rank under a scalar prior."""
-        curvature = self.relative_curvature
-        return Subspace(curvature.U) if isinstance(curvature, LowRank) and jnp.ndim(self.prior_precision) == 0 else None
+        """What Jacobians are multiplied with for :attr:`projection`; ``None`` if its blocks are not the layers."""
+        basis = self.projection.basis
+        sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(self.mean)]
+        return None if basis is not None and [p.size for p in basis.parts] != sizes else Subspace(self.projection)
 
-    def covariance_from(self, inner: Float[Array, "... C R"], gram: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
-        r"""$J \Sigma J^\top$ from the products $J U$ with :attr:`subspace` and $J J^\top$."""
-        inverse = self._inverse
-        assert isinstance(inverse, LowRank)
-        return inverse.combine(inner, gram) / self.prior_precision
+
+def _quadratic(inverse: Operator, root: Array, rows: Array) -> Array:
+    return inverse.quadratic(rows * root)

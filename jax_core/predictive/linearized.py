@@ -1,7 +1,8 @@
 r"""The linearised predictive $f(x) \sim \mathcal N(f_{\theta^*}(x), J \Sigma J^\top)$ (Immer et al., arXiv:2008.08400).
 
 The covariance is exact: the Jacobian of each example is materialised a few examples at a time, and for a low-rank
-posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled.
+posterior $J \Sigma J^\top = (J J^\top - (JU) \operatorname{diag}(\tfrac{m}{1+m}) (JU)^\top) / \tau$, not sampled; other
+structures are a few products likewise (see :class:`~jax_core.operators.Projection`).
 Layers whose matrices meet few vectors of an example stay in factors there (see :mod:`jax_core.gradients.factored`).
 """
 
@@ -14,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
+from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
 from jax_core.types import ModelFn
 from jax_core.xla.compiled import as_jit_argument
@@ -39,8 +41,9 @@ def linearized_predictive(
     """
     ending = as_jit_argument(finish or _unchanged)
     if posterior.subspace is None:
-        return map_jacobians(model_fn, posterior.mean, Partial(_from_rows, ending, posterior))
-    return map_projected(model_fn, posterior.mean, posterior.subspace, Partial(_from_projected, ending, posterior))
+        return map_jacobians(model_fn, posterior.mean, Partial(_from_rows, ending, posterior.output_form))
+    values = posterior.projection.values
+    return map_projected(model_fn, posterior.mean, posterior.subspace, Partial(_from_projected, ending, values))
 
 
 def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any], GaussianOutputs]:
@@ -67,14 +70,14 @@ def _pair(outputs: Array, rows: Array) -> tuple[Array, Array]:
     return outputs, rows
 
 
-def _from_rows(finish: Callable[..., Any], posterior: Posterior, mean: Array, rows: Array) -> Any:
-    return finish(GaussianOutputs(mean, posterior.output_covariance(rows)))
+def _from_rows(finish: Callable[..., Any], form: Callable[[Array], Array], mean: Array, rows: Array) -> Any:
+    return finish(GaussianOutputs(mean, form(rows)))
 
 
 def _from_projected(
-    finish: Callable[..., Any], posterior: Posterior, mean: Array, projected: ProjectedJacobians
+    finish: Callable[..., Any], values: Array | None, mean: Array, projected: ProjectedJacobians
 ) -> Any:
-    return finish(GaussianOutputs(mean, posterior.covariance_from(*projected)))
+    return finish(GaussianOutputs(mean, combine(values, *projected)))
 
 
 def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
-from jax_core.types import ModelFn
+from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
@@ -36,6 +36,7 @@ def marginal_predictive(
     """
     model = as_jit_argument(with_fast_convolutions(model_fn))
     last = as_jit_argument(finish) if finish is not None else Partial(_moments)
+    form = posterior.output_form
 
     @full_precision
     def predict(inputs: Any) -> Any:
@@ -46,10 +47,9 @@ def marginal_predictive(
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def _one(x: Any) -> Any:
-        mean = _output(model, posterior, x)
-        blocks = [
-            _variances(model, posterior, x, jnp.arange(start, start + _ROWS)) for start in range(0, mean.size, _ROWS)
-        ]
+        mean = _output(model, posterior.mean, x)
+        starts = range(0, mean.size, _ROWS)
+        blocks = [_variances(model, form, posterior.mean, x, jnp.arange(i, i + _ROWS)) for i in starts]
         return _finish(last, mean, jnp.concatenate(blocks)[: mean.size])
 
     return predict
@@ -60,19 +60,21 @@ def _moments(outputs: GaussianOutputs) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _output(model_fn: ModelFn, posterior: Posterior, x: Any) -> Float[Array, " C"]:
-    return model_fn(x, posterior.mean).reshape(-1)
+def _output(model_fn: ModelFn, params: Params, x: Any) -> Float[Array, " C"]:
+    return model_fn(x, params).reshape(-1)
 
 
 @jax.jit
-def _variances(model_fn: ModelFn, posterior: Posterior, x: Any, which: Array) -> Float[Array, " K"]:
-    output, pull = jax.vjp(lambda p: model_fn(x, p).reshape(-1), posterior.mean)
+def _variances(
+    model_fn: ModelFn, form: Callable[[Array], Array], params: Params, x: Any, which: Array
+) -> Float[Array, " K"]:
+    output, pull = jax.vjp(lambda p: model_fn(x, p).reshape(-1), params)
 
     def row(i: Array) -> Array:
         gradient = pull(jnp.zeros_like(output).at[i].set(1.0, mode="drop"))[0]
         return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
 
-    return jnp.diagonal(posterior.output_covariance(jax.vmap(row)(which)))
+    return jnp.diagonal(form(jax.vmap(row)(which)))
 
 
 @jax.jit

@@ -22,7 +22,8 @@ from jax_core.evaluation import (
 from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
 from jax_core.gradients.subspace import Subspace
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from jax_core.operators import LowRank, Operator
+from jax_core.operators import LowRank, Operator, Projection
+from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
 from jax_core.predictive import GaussianOutputs
 from jax_core.types import ModelFn, Params
@@ -51,7 +52,8 @@ def predictions_on_grid(
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
     last = Partial(_on_grid, as_jit_argument(finish), curvature, grid)
     if isinstance(curvature, LowRank):
-        return map_projected(model_fn, mean, Subspace(curvature.U), last)
+        raw = Projection(None, jnp.ones((), grid.dtype), curvature.U, jnp.ones(curvature.rank, grid.dtype))
+        return map_projected(model_fn, mean, Subspace(raw), last)
     return map_jacobians(model_fn, mean, last)
 
 
@@ -59,7 +61,8 @@ def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows
     def at(precision: Array) -> Any:
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
         if isinstance(rows, ProjectedJacobians):
-            return finish(GaussianOutputs(outputs, posterior.covariance_from(*rows)))
+            found = posterior.projection  # its columns are those that the rows have met, its weight a number
+            return finish(GaussianOutputs(outputs, combine(found.values, rows.inner, found.weights * rows.gram)))
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
 
     return jax.vmap(at, out_axes=1)(grid)

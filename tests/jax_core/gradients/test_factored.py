@@ -7,6 +7,7 @@ import pytest
 
 from jax_core.gradients.factored import FactoredRows, Layout, Slot
 from jax_core.operators import LowRank
+from jax_core.operators.projection import combine
 
 # leaves of 2, 4 x 3, 5 and 2 x 3 x 2 elements, in this order in the flattened parameters
 LAYOUT = Layout(
@@ -65,7 +66,9 @@ def test_gram_and_low_rank_quadratic_are_the_dense_ones(rows):
     basis = jnp.linalg.qr(normal(14, rows.layout.size, 2))[0]
     operator = LowRank(basis, jnp.array([3.0, 0.5]), jnp.array(0.1))
     inner = rows.times_rows(rows.layout.split(basis.T))
-    np.testing.assert_allclose(operator.combine(inner, rows.gram()), operator.quadratic(dense), atol=1e-12)
+    np.testing.assert_allclose(
+        combine(operator.s, inner, operator.alpha * rows.gram()), operator.quadratic(dense), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("batch", "outputs"), [(0, 2), (4, 1), (4, 2), (3, 2), (6, 15), (2, 16)])

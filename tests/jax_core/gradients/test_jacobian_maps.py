@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 import jax_core.gradients.jacobians
-from jax_core import Diagonal, LowRank, Posterior
+from jax_core import Dense, Diagonal, LowRank, Posterior
 from jax_core.gradients import jacobian_maps
 from jax_core.gradients.jacobian_maps import map_projected
 from jax_core.gradients.subspace import Subspace
 from jax_core.gradients.weight_order import find_order
+from jax_core.operators import BlockDiagonal, Projection
 from jax_core.predictive import linearized_predictive
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
-from tests.cases import attention, cnn, dense_jacobian, mlp
+from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,11 @@ def posterior_of(case, prior=2.0):
     return Posterior.create(case.params, LowRank(basis, jnp.arange(5.0, 0, -1), jnp.zeros(())), jnp.asarray(prior))
 
 
+def plain(columns):
+    """A projection with these columns and rows as they are."""
+    return Projection(None, jnp.ones(()), columns, jnp.ones(columns.shape[1]))
+
+
 def dense_covariance(case, posterior):
     covariance = jax.vmap(posterior.cov_flat)(jnp.eye(posterior.size))
     rows = dense_jacobian(case)
@@ -38,7 +44,7 @@ def test_projections_are_those_of_the_dense_jacobian(x64):
     for case in (mlp(), cnn(), attention()):
         rows = dense_jacobian(case)
         basis = jax.random.normal(jax.random.key(4), (rows.shape[-1], 3))
-        found = map_projected(case.model_fn, case.params, Subspace(basis), lambda outputs, projected: projected)(
+        found = map_projected(case.model_fn, case.params, Subspace(plain(basis)), lambda outputs, projected: projected)(
             case.inputs
         )
         np.testing.assert_allclose(found.inner, rows @ basis, atol=1e-11)
@@ -49,7 +55,9 @@ def test_projections_can_be_part_of_a_program(x64):
     """What is prepared once must not belong to the program that was traced first."""
     case = cnn()
     basis = jax.random.normal(jax.random.key(4), (dense_jacobian(case).shape[-1], 3))
-    project = map_projected(case.model_fn, case.params, Subspace(basis), lambda outputs, projected: projected.inner)
+    project = map_projected(
+        case.model_fn, case.params, Subspace(plain(basis)), lambda outputs, projected: projected.inner
+    )
     inside = jax.jit(project)(case.inputs)
     np.testing.assert_allclose(project(case.inputs), inside, atol=1e-12)
 
@@ -88,14 +96,15 @@ def test_predictive_is_the_dense_one_for_every_batch_size(x64, monkeypatch, make
 
 
 @pytest.mark.parametrize("make", [mlp, cnn])
-def test_priors_per_parameter_and_other_structures_take_written_out_rows(x64, make):
+def test_priors_per_parameter_and_other_structures_are_projected_too(x64, make):
     case = make()
     size = dense_jacobian(case).shape[-1]
     for posterior in (
         posterior_of(case, prior=jnp.linspace(1.0, 2.0, size)),
         Posterior.create(case.params, Diagonal(jnp.linspace(0.0, 3.0, size)), jnp.asarray(2.0)),
+        Posterior.create(case.params, Dense.from_matrix(dense_ggn(case, "mse")), jnp.linspace(1.0, 2.0, size)),
+        Posterior.create(case.params, BlockDiagonal((Diagonal(jnp.linspace(0.0, 3.0, size)),)), jnp.asarray(2.0)),
     ):
-        assert posterior.subspace is None
         found = linearized_predictive(case.model_fn, posterior)(case.inputs)
         np.testing.assert_allclose(found.covariance, dense_covariance(case, posterior), atol=1e-10)
 

@@ -70,7 +70,7 @@ def test_layers_of_flax_models_are_found():
         lambda x, p: jax.jit(lambda a, b: (x @ a) @ b)(p["w"], p["w"]),
         lambda x, p: jnp.stack(4 * [x]) @ p["w"].T,  # shared between more vectors than pays
         lambda x, p: x @ p["w"] + p["w"].sum(),
-        lambda x, p: x @ (2 * p["w"]),
+        lambda x, p: x @ (jnp.arange(1.0, 4.0)[:, None] * p["w"]),  # a scale of what is summed over
         lambda x, p: jax.lax.fori_loop(0, 2, lambda i, h: h @ p["w"], x),
         lambda x, p: p["w"],
     ],

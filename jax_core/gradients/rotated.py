@@ -1,0 +1,147 @@
+r"""Jacobian rows in coordinates of a basis that is known layer by layer, and forms in them.
+
+In the basis $U_B \otimes U_A$ of a matrix a row $\sum_s \bar y_s x_s^\top$ becomes
+$\sum_s (U_B^\top \bar y_s)(U_A^\top x_s)^\top$: its factors are rotated, where that is cheaper than turning it whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
+from jax_core.gradients.jacobians import Sides, Worth, by_cost
+from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection
+
+LeafBasis: TypeAlias = tuple[Array, ...]
+"""Of a leaf: ``()`` for its coordinates, ``(V,)``, or the two sides of a Kronecker product."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coordinates:
+    """What rows of a layout meet, cut as they are.
+
+    Attributes:
+        plain: The bases of leaves that are written out.
+        factored: Those of the leaves in factors.
+        weights: Of the quadratic form, a number or cut like one vector.
+        columns: That rows are multiplied with.
+    """
+
+    plain: tuple[LeafBasis, ...]
+    factored: tuple[LeafBasis, ...]
+    weights: Float[Array, ""] | Parts | None
+    columns: Parts | None
+
+    @classmethod
+    def of(cls, projection: Projection, layout: Layout) -> Coordinates:
+        """A projection, in the order of gradients, cut for a layout."""
+        leaves = len(layout.plain) + len(layout.factored)
+        bases = _bases(projection.basis) if projection.basis is not None else [()] * leaves
+        weights, columns = projection.weights, projection.columns
+        if weights is not None and weights.ndim:
+            weights = layout.split(weights[None])
+        return cls(
+            tuple(bases[slot.leaf] for slot in layout.plain),
+            tuple(bases[slot.leaf] for slot in layout.factored),
+            weights,
+            None if columns is None else layout.split(columns.T),
+        )
+
+    def rotate(self, rows: FactoredRows) -> FactoredRows:
+        """Rows in these coordinates."""
+        if any(self.plain):
+            pieces, start = [], 0
+            for slot, basis in zip(rows.layout.plain, self.plain, strict=True):
+                pieces.append(_rotate_plain(rows.plain[..., start : start + slot.size], basis))
+                start += slot.size
+            rows = dataclasses.replace(rows, plain=jnp.concatenate(pieces, axis=-1))
+        if any(self.factored):
+            left = tuple(part @ basis[0] for part, basis in zip(rows.left, self.factored, strict=True))
+            right = tuple(part @ basis[1] for part, basis in zip(rows.right, self.factored, strict=True))
+            rows = dataclasses.replace(rows, left=left, right=right)
+        return rows
+
+    def gram(self, rotated: FactoredRows) -> Float[Array, "B C C"] | None:
+        """The quadratic form of rotated rows under the weights, example by example."""
+        if self.weights is None:
+            return None
+        if not isinstance(self.weights, tuple):
+            return self.weights * rotated.gram()
+        plain, factored = self.weights
+        total = grams(rotated.plain * jnp.sqrt(plain[0]))
+        for left, right, weights in zip(rotated.left, rotated.right, factored, strict=True):
+            total = total + _weighted_gram(left, right, weights[:, 0])
+        return total
+
+
+def squares(rotated: FactoredRows) -> Parts:
+    """The sum of squares of all rows, coordinate by coordinate, cut like one vector."""
+    plain = jnp.square(rotated.plain).sum((0, 1))[None]
+    factored = []
+    for left, right in zip(rotated.left, rotated.right, strict=True):
+        if right.shape[1] == 1:
+            total = jnp.einsum("bco,bi->oi", jnp.square(left[:, :, 0]), jnp.square(right[:, 0]))
+        else:
+            total = jnp.square(jnp.einsum("bcso,bsi->bcoi", left, right)).sum((0, 1))
+        factored.append(total[:, None])
+    return plain, tuple(factored)
+
+
+def worth_rotating(kronecker: tuple[bool, ...] | None, rows: int | None = None) -> Worth:
+    """Which leaves stay in factors where rows are rotated: operations of either way, for so many rows of an example.
+
+    Only those with a Kronecker product for a basis can; in factors each vector and each cotangent is rotated, written
+    out each row. Without a basis the choice is :func:`~jax_core.gradients.jacobians.by_cost`.
+    """
+    if kronecker is None:
+        return by_cost
+
+    def worth(leaf: int, sides: Sides) -> bool:
+        vectors, outs, width, outputs = sides
+        count = outputs if rows is None else rows
+        fewer = vectors * (width**2 + count * outs**2) < count * outs * width * (outs + width)
+        return kronecker[leaf] and (vectors == 1 or fewer)
+
+    return worth
+
+
+def kronecker_leaves(basis: BlockDiagonal | Kronecker | None) -> tuple[bool, ...] | None:
+    """Which leaves have a Kronecker product for a basis."""
+    return None if basis is None else tuple(isinstance(part, Kronecker) for part in basis.parts)
+
+
+def _bases(basis: BlockDiagonal | Kronecker) -> list[LeafBasis]:
+    found: list[LeafBasis] = []
+    for part in basis.parts:
+        if isinstance(part, Kronecker):
+            found.append((part.left, part.right))
+        else:
+            found.append((part.eigenvectors,) if isinstance(part, Dense) else ())
+    return found
+
+
+def _rotate_plain(rows: Float[Array, "*B N"], basis: LeafBasis) -> Float[Array, "*B N"]:
+    if len(basis) < 2:
+        return rows @ basis[0] if basis else rows
+    outs, width = basis[0].shape[0], basis[1].shape[0]
+    flat = rows.reshape(-1, width) @ basis[1]  # (B * O, I): one product of matrices
+    turned = jnp.einsum("boi,op->bpi", flat.reshape(-1, outs, width), basis[0])
+    return turned.reshape(rows.shape)
+
+
+def _weighted_gram(
+    left: Float[Array, "B C S O"], right: Float[Array, "B S I"], weights: Float[Array, "O I"]
+) -> Float[Array, "B C C"]:
+    if right.shape[1] == 1:
+        scale = jnp.square(right[:, 0]) @ weights.T  # (B, O)
+        single = left[:, :, 0]
+        return grams(single * jnp.sqrt(scale)[:, None])
+    written = jnp.einsum("bcso,bsi->bcoi", left, right) * jnp.sqrt(weights)
+    return grams(written.reshape(*left.shape[:2], -1))

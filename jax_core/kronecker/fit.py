@@ -1,0 +1,195 @@
+r"""From rows of a curvature to Kronecker blocks, and to what is exact in their eigenvectors' coordinates.
+
+For a matrix that meets vectors $x_{ns}$ the block of $G = \sum_n J_n^\top H_n J_n$ is close to $B \otimes A$ with
+$B = \sum_{ns} \bar y_{ns} \bar y_{ns}^\top$ over the rows of $G$ and $A = \tfrac{1}{NS} \sum_{ns} x_{ns} x_{ns}^\top$
+(Martens and Grosse, 2015, arXiv:1503.05671; over positions "expand" of Eschenhagen et al., 2023, arXiv:2311.00636). In
+the eigenvectors' coordinates the exact diagonal of $G$ is no worse (George et al., 2018, arXiv:1806.03884), and beside
+the leading eigenvectors of the whole of $G$, which know of all layers, it is what they leave out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+
+from jax_core.curvature.data_sums import DataSums
+from jax_core.data.batches import Batch, batch_size, evenly, pieces
+from jax_core.data.trees import get_size, on_device_of
+from jax_core.gradients.factored import Layout
+from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
+from jax_core.kronecker.layers import Layers, find_layers, input_grams
+from jax_core.kronecker.steps import AddFactors, PushFactored, add_rotated
+from jax_core.lowrank import gram, nystrom
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
+from jax_core.operators.projection import Projection
+from jax_core.source import Source
+from jax_core.types import ModelFn, Params
+from jax_core.xla.chunks import example_shapes, forward_cost
+from jax_core.xla.compiled import cached_by_shape
+
+KroneckerStructure: TypeAlias = Literal["kron", "ekfac", "kron_lowrank"]
+
+_INPUT_BYTES = 24 * 2**20  # of the vectors of a piece of a batch, below the cliff of xla/chunks.py
+_EXACT = 1024  # sides of a factor up to which it is diagonalised in float64
+
+
+def fit_kronecker(
+    source: Source,
+    structure: KroneckerStructure,
+    *,
+    rank: int,
+    exact: bool,
+    passes: int,
+    tolerance: float,
+    rows_bytes: int,
+    key: Array,
+) -> tuple[BlockDiagonal | BlockLowRank, DataSums]:
+    """Reduce a curvature whose parameters are in the order of gradients.
+
+    Args:
+        source: The model and its data.
+        structure: ``"kron"``, the factors' products; ``"ekfac"``, the exact diagonal in their coordinates;
+            ``"kron_lowrank"``, the leading eigenpairs of the whole and that diagonal of what they leave out.
+        rank: Eigenpairs of the last.
+        exact: Take them from the Gram matrix of all rows, which are few.
+        passes: Passes over the data of the sketch otherwise.
+        tolerance: Share of the loss curvature that the last may drop; the others drop what rounding does.
+        rows_bytes: Memory for all rows, where they are few.
+        key: Random key.
+    """
+    layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
+    rounding = float(jnp.finfo(source.dtype).eps)
+    tolerance = tolerance if structure == "kron_lowrank" else rounding
+    blocks, sums = _factors(source, layers, tolerance, own_biases=structure == "kron_lowrank")
+    if structure == "kron":
+        return blocks, sums
+    if structure == "ekfac":
+        diagonal, _ = _rotated(source, blocks, tolerance, None)
+        return blocks.with_spectrum(diagonal), sums
+    if exact:
+        rows = source.rows(tolerance, repeated=True).matrix(rows_bytes)
+        assert rows is not None  # the plan has counted them
+        turned = _turn(blocks, rows)
+        return _with_rest(blocks, gram(turned, rank=rank), jnp.square(turned).sum(0)), sums
+    found: list[Array] = []
+
+    def block(vectors: Float[Array, "K P"]) -> Float[Array, "K P"]:
+        diagonal, image = _rotated(source, blocks, tolerance, vectors, repeated=passes > 1)
+        found[:] = [diagonal]
+        return image
+
+    low = nystrom(block, get_size(source.params), rank=rank, key=key, passes=passes, dtype=source.dtype)
+    return _with_rest(blocks, low, found[0]), sums
+
+
+@jax.jit
+def _turn(blocks: BlockDiagonal, rows: Float[Array, "N P"]) -> Float[Array, "N P"]:
+    return blocks.rotate(rows)
+
+
+@jax.jit
+def _with_rest(blocks: BlockDiagonal, low: Any, diagonal: Float[Array, " P"]) -> BlockLowRank:
+    """Low rank, and of what it leaves out the diagonal."""
+    rest = diagonal - jnp.square(low.U) @ low.s
+    return BlockLowRank(blocks.with_spectrum(jnp.maximum(rest, 0.0)), low.U, low.s)
+
+
+def _factors(source: Source, layers: Layers, tolerance: float, *, own_biases: bool) -> tuple[BlockDiagonal, DataSums]:
+    """One pass for the factors of all matrices, and the blocks of all else."""
+    layout, step = layers.layout, AddFactors(layers)
+    stream = source.rows(tolerance, part="factors")
+    grams = [jnp.zeros((slot.shape[1],) * 2, source.dtype) for slot in layout.factored]
+    grams = on_device_of(source.params, grams)
+
+    def add_inputs(batch: Batch, count: int) -> None:
+        width = evenly(batch_size(batch), plan_inputs(source.model_fn, source.params, batch, layout=layout))
+        for start, piece in enumerate(pieces(batch, width)):
+            some = jnp.asarray(min(max(count - start * width, 0), width))
+            grams[:] = _add_inputs(grams, source.model_fn, source.params, piece.input, some, layout)
+
+    lefts = stream.fold(step, step.start(source.dtype), None, push=PushFactored(layout), on_batch=add_inputs)
+    samples, biases = stream.sums.samples, {} if own_biases else dict(layers.biases)
+    sides = {s.leaf: (a, samples * s.vectors) for s, a in zip(layout.factored, grams, strict=True)}
+    eigen = {leaf: _eigh(lefts[leaf]) for leaf in range(len(lefts)) if lefts[leaf].ndim == 2 and leaf not in biases}
+    parts: list[Any] = []
+    for leaf, total in enumerate(lefts):
+        if leaf in sides:
+            (b, left), (a, right) = eigen[leaf], _eigh(sides[leaf][0])
+            parts.append(Kronecker(left, right, b[:, None] * (a / max(sides[leaf][1], 1))))
+        elif leaf in biases or total.ndim == 2:
+            parts.append(Dense(*eigen[biases.get(leaf, leaf)]))
+        else:
+            parts.append(Diagonal(total))
+    return BlockDiagonal(tuple(parts)), stream.sums
+
+
+@cached_by_shape
+def plan_inputs(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> int:
+    """Examples whose vectors are held at once."""
+    example = example_shapes(batch.input)
+    written = sum(4 * slot.vectors * slot.shape[1] for slot in layout.factored)
+    return max(1, _INPUT_BYTES // max(1, forward_cost(model_fn, params, example).bytes + written))
+
+
+@partial(jax.jit, static_argnums=5, donate_argnums=0)
+def _add_inputs(
+    grams: list[Array], model_fn: ModelFn, params: Params, inputs: Any, count: Array, layout: Layout
+) -> list[Array]:
+    return [total + new for total, new in zip(grams, input_grams(model_fn, params, inputs, count, layout), strict=True)]
+
+
+def describe_layers(source: Source) -> str:
+    """Which parameters have Kronecker blocks, and which do not, for a plan."""
+    layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
+    paths = jax.tree_util.tree_flatten_with_path(source.params)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    plain = layers.layout.plain
+    dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
+    found = f"{len(layers.layout.factored)} Kronecker blocks"
+    found += f", {len(dense)} dense ones (of parameters that are no matrix in one product)" if dense else ""
+    return found + (f", and a diagonal for {_listed(rest)}, which meet no single product" if rest else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array, "N N"]]:
+    """Eigenpairs of a positive semi-definite factor, on the host."""
+    host = np.asarray(matrix)
+    wide = host.astype(np.float64) if len(host) <= _EXACT else host
+    values, vectors = scipy.linalg.eigh((wide + wide.T) / 2, driver="evd")
+    return jnp.asarray(np.maximum(values, 0.0), matrix.dtype), jnp.asarray(vectors, matrix.dtype)
+
+
+def _rotated(
+    source: Source,
+    blocks: BlockDiagonal,
+    tolerance: float,
+    vectors: Float[Array, "K P"] | None,
+    *,
+    repeated: bool = False,
+) -> tuple[Float[Array, " P"], Any]:
+    """One pass in the blocks' coordinates: the exact diagonal, and the products with a block of vectors."""
+    example = example_shapes(source.passes.peek().input)
+    layout = rotated_layout(source.model_fn, source.params, example, kronecker=kronecker_leaves(blocks))
+    coordinates = Coordinates.of(Projection(blocks, None, None, None), layout)
+    zero = layout.split(jnp.zeros((1, get_size(source.params)), source.dtype))
+    cut = None if vectors is None else layout.split(vectors)
+    start = (None if cut is None else jax.tree.map(jnp.zeros_like, cut), zero)
+    stream = source.rows(tolerance, repeated=repeated, part="diagonal")
+    image, diagonal = stream.fold(add_rotated, start, (coordinates, cut), push=PushFactored(layout))
+    return layout.join(diagonal)[0], None if image is None else layout.join(image)
+
+
+@cached_by_shape
+def rotated_layout(model_fn: ModelFn, params: Params, example: Any, *, kronecker: tuple[bool, ...] | None) -> Layout:
+    """Which leaves of a single row stay in factors while it is rotated."""
+    return find_layout(model_fn, params, example, worth_rotating(kronecker, rows=1))

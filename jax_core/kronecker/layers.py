@@ -1,0 +1,88 @@
+"""Which parameters are matrices that meet vectors, and which are added to what such a matrix gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_core.gradients.factored import Layout, Slot
+from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.products import Product, run_watched
+from jax_core.types import ModelFn, Params
+from jax_core.xla.compiled import cached_by_shape
+
+_MOST_SIDE = 8192  # of a matrix, whose factors are diagonalised
+_MOST_DENSE = 1024  # numbers of a parameter whose block is written out
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The leaves of a network's parameters by what becomes of them.
+
+    Attributes:
+        layout: Matrices in factors, all else written out: the rows that curvature is gathered from.
+        biases: Pairs ``(leaf, matrix)`` of a vector that is added to a matrix's product.
+    """
+
+    layout: Layout
+    biases: tuple[tuple[int, int], ...]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Of all leaves, in their order."""
+        return tuple(sorted((*self.layout.plain, *self.layout.factored), key=lambda slot: slot.leaf))
+
+    @property
+    def matrices(self) -> dict[int, int]:
+        """The place of each matrix among the factored leaves, by its leaf."""
+        return {slot.leaf: i for i, slot in enumerate(self.layout.factored)}
+
+    def is_dense(self, slot: Slot) -> bool:
+        """Whether the block of a leaf that is no matrix is small enough to be written out."""
+        return slot.size <= _MOST_DENSE
+
+
+@cached_by_shape
+def find_layers(model_fn: ModelFn, params: Params, example: Any) -> Layers:
+    """Sort the leaves, from the shapes of one example; parameters in the order of gradients."""
+    layout = find_layout(model_fn, params, example, lambda leaf, sides: max(sides.outs, sides.width) <= _MOST_SIDE)
+    outs = {slot.leaf: slot.shape[0] for slot in layout.factored}
+    found: dict[int, int] = {}
+
+    def note(offset: int, matrix: int) -> None:
+        found[offset] = matrix
+
+    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, set(outs), _unchanged, note), example, params)
+    sizes = {slot.leaf: slot.size for slot in layout.plain}
+    return Layers(layout, tuple((leaf, matrix) for leaf, matrix in found.items() if sizes.get(leaf) == outs[matrix]))
+
+
+def _unchanged(product: Product) -> Array:
+    return product.result
+
+
+def input_grams(
+    model_fn: ModelFn, params: Params, inputs: Any, count: Int[Array, ""], layout: Layout
+) -> tuple[Float[Array, "I I"], ...]:
+    r"""$\sum_{ns} x_{ns} x_{ns}^\top$ of the vectors that each matrix meets, over ``count`` examples. Traceable."""
+
+    def one(x: Any) -> list[Array]:
+        vectors: dict[int, Array] = {}
+
+        def keep(product: Product) -> Array:
+            vectors[product.leaf] = product.vectors()
+            return product.result
+
+        run_watched(model_fn, params, x, {slot.leaf for slot in layout.factored}, keep)
+        return [vectors[slot.leaf] for slot in layout.factored]
+
+    def gram(vectors: Float[Array, "B S I"]) -> Float[Array, "I I"]:
+        counted = jnp.arange(len(vectors)) < count
+        flat = jnp.where(counted[:, None, None], vectors, 0.0).reshape(-1, vectors.shape[-1])
+        return flat.T @ flat
+
+    return tuple(gram(vectors) for vectors in jax.vmap(one)(inputs))

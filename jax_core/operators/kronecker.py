@@ -1,0 +1,126 @@
+"""A Kronecker product of two bases with an eigenvalue for each pair of their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_core.operators.projection import Projection
+from jax_core.operators.short_repr import ShortRepr
+from jax_core.operators.spectral import Spectral
+from jax_core.xla.precision import full_precision
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class Kronecker(Spectral, ShortRepr):
+    r"""$(L \otimes R) \operatorname{diag}(w) (L \otimes R)^\top$ with orthogonal $L$, $R$, over matrices in C order.
+
+    A product of factors $B \otimes A$ has $w_{ij} = b_i a_j$ (Martens and Grosse, 2015, arXiv:1503.05671); with other
+    eigenvalues in the same basis it is the one of EKFAC (George et al., 2018, arXiv:1806.03884).
+    """
+
+    left: Float[Array, "M M"]
+    right: Float[Array, "N N"]
+    eigenvalues: Float[Array, "M N"]
+
+    @property
+    def size(self) -> int:
+        """The dimension ``M N``."""
+        return self.eigenvalues.shape[0] * self.eigenvalues.shape[1]
+
+    @property
+    def spectrum(self) -> Float[Array, " P"]:
+        """The eigenvalues in the order of :meth:`rotate`."""
+        return self.eigenvalues.reshape(-1)
+
+    @property
+    def parts(self) -> tuple[Kronecker, ...]:
+        """Itself: the one block of a block diagonal operator."""
+        return (self,)
+
+    def with_spectrum(self, values: Float[Array, " P"]) -> Kronecker:
+        """The same eigenvectors with these eigenvalues."""
+        return Kronecker(self.left, self.right, values.reshape(self.eigenvalues.shape))
+
+    @full_precision
+    def rotate(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        """Rows in coordinates of the eigenvectors."""
+        return (self.left.T @ self._as_matrices(rows) @ self.right).reshape(rows.shape)
+
+    @full_precision
+    def rotate_back(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
+        """Undo :meth:`rotate`."""
+        return (self.left @ self._as_matrices(rows) @ self.right.T).reshape(rows.shape)
+
+    def _as_matrices(self, rows: Array) -> Array:
+        return rows.reshape(*rows.shape[:-1], *self.eigenvalues.shape)
+
+    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Product with a vector."""
+        return self.rotate_back(self.spectrum * self.rotate(vector))
+
+    def apply(self, function: Callable[[Any], Any]) -> Kronecker:
+        """The same eigenvectors with ``function`` of the eigenvalues."""
+        return Kronecker(self.left, self.right, function(self.eigenvalues))
+
+    def shift(self, alpha: Any) -> Kronecker:
+        """Add ``alpha`` times the identity: exact, whatever the factors."""
+        return self.apply(lambda w: w + alpha)
+
+    def rescale(self, factor: Any) -> Kronecker:
+        """Multiply by a scalar."""
+        return self.apply(lambda w: w * factor)
+
+    def permute(self, positions: Int[Any, " P"]) -> Kronecker:
+        """Rows and columns in another order: entry ``i`` is the former ``positions[i]``.
+
+        Raises:
+            ValueError: If the order mixes the two sides.
+        """
+        found = self._sides(positions)
+        if found is None:
+            raise ValueError("This order of a Kronecker product's rows belongs to no Kronecker product.")
+        swapped, left, right = found
+        if swapped:
+            return Kronecker(self.right[right], self.left[left], self.eigenvalues.T)
+        return Kronecker(self.left[left], self.right[right], self.eigenvalues)
+
+    def permute_rotated(self, rows: Float[Array, "P *B"], positions: Int[Any, " P"]) -> Float[Array, "P *B"]:
+        """Coordinates along the eigenvectors in the order that they have after :meth:`permute`."""
+        found = self._sides(positions)
+        if found is None or not found[0]:
+            return rows
+        return jnp.swapaxes(rows.reshape(*self.eigenvalues.shape, *rows.shape[1:]), 0, 1).reshape(rows.shape)
+
+    def _sides(self, positions: Int[Any, " P"]) -> tuple[bool, np.ndarray, np.ndarray] | None:
+        """Whether an order swaps the sides, and the orders of each, if it mixes nothing."""
+        m, n = self.eigenvalues.shape
+        given = np.asarray(positions)
+        left, right = given.reshape(m, n)[:, 0] // n, given.reshape(m, n)[0] % n
+        if (given.reshape(m, n) == left[:, None] * n + right).all():
+            return False, left, right
+        left, right = given.reshape(n, m)[0] // n, given.reshape(n, m)[:, 0] % n
+        if (given.reshape(n, m) == left * n + right[:, None]).all():
+            return True, left, right
+        return None
+
+    def trace(self) -> Float[Array, ""]:
+        """Sum of the eigenvalues."""
+        return self.eigenvalues.sum()
+
+    @full_precision
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``."""
+        inner = self.rotate(rows)
+        return (inner * self.spectrum) @ jnp.swapaxes(inner, -1, -2)
+
+    def projection(self) -> Projection:
+        """Its own eigenvectors and eigenvalues."""
+        return Projection(self, self.spectrum, None, None)
