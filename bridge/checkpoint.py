@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from bridge import hyperparameters
+from bridge.curvature_record import arrays_of, kinds_of, operator_of
 from bridge.fitting import FittedModel, trace_for_fit
 from bridge.hyperparameters import Hyperparameters
 from bridge.losses import describe
@@ -29,9 +29,7 @@ from bridge.weights import WeightWatch, digest
 from jax_core.data.trees import on_device_of
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
-from jax_core.operators import Dense, Diagonal, LowRank
 
-_STRUCTURES: dict[str, Any] = {"lowrank": LowRank, "full": Dense, "diag": Diagonal}
 _NUMBERS = ("nll", "num_samples", "num_total_samples", "outputs_per_sample")
 _ARRAYS = ("prior_precision", "prior_mean", "sigma_noise")
 
@@ -77,13 +75,13 @@ def load(path: str | Path, la: LaplaceState) -> LaplaceState:
 def to_bytes(la: LaplaceState) -> bytes:
     """A fitted Laplace as the content of a file."""
     fit, hyper = la.fit_result(check_weights=False)[0], la.hyperparameters
-    curvature: Any = fit.fitted.curvature
-    arrays = {f"curvature.{f.name}": getattr(curvature, f.name) for f in dataclasses.fields(curvature)}
-    tensors = {name: to_torch(array).cpu().contiguous().clone() for name, array in arrays.items()}
+    curvature = fit.fitted.curvature
+    tensors = {f"curvature.{n}": to_torch(a).cpu().contiguous().clone() for n, a in arrays_of(curvature).items()}
     for name in _ARRAYS:
         tensors[name] = torch.from_numpy(np.array(getattr(hyper, name), np.float64))
     described = {
         "structure": la.options.structure,
+        "curvature": kinds_of(curvature),
         "likelihood": describe(la.likelihood),
         "link": la.link_approx,
         "temperature": hyper.temperature,
@@ -142,7 +140,7 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     network = in_float32(unwrap(la.model))
     traced = trace_for_fit(network, template.example(), la.reading.tracer, verify=False)
     named = {name.removeprefix("curvature."): t for name, t in tensors.items() if name.startswith("curvature.")}
-    curvature = _STRUCTURES[described["structure"]](**on_device_of(traced.params, to_jax(named)))
+    curvature = operator_of(described["curvature"], on_device_of(traced.params, to_jax(named)))
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     loss = la.loss_for(layout, hyper)

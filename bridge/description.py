@@ -14,7 +14,7 @@ from bridge.hyperparameters import Hyperparameters, Value, shown
 from bridge.losses import Loss
 from bridge.options import LinkName, one_of, whole
 from bridge.parameter_order import ParameterOrder
-from jax_core.fit import FitOptions
+from jax_core.fit import PER_LAYER, FitOptions
 from jax_core.likelihoods import Gaussian, Likelihood
 
 
@@ -42,7 +42,7 @@ class Description(nn.Module):
         self.order = ParameterOrder.of(model)
         self.link_approx, self.n_samples = link_approx, n_samples
         self._hyper = Hyperparameters(
-            hyperparameters.prior_precision(prior_precision, self.order),
+            self._prior(prior_precision),
             hyperparameters.prior_mean(prior_mean, self.order),
             self._noise(sigma_noise),
             hyperparameters.temperature(temperature),
@@ -85,7 +85,7 @@ class Description(nn.Module):
 
     @prior_precision.setter
     def prior_precision(self, value: Any) -> None:
-        self._change(prior_precision=hyperparameters.prior_precision(value, self.order))
+        self._change(prior_precision=self._prior(value))
 
     @property
     def prior_mean(self) -> float | torch.Tensor:
@@ -120,6 +120,19 @@ class Description(nn.Module):
     @temperature.setter
     def temperature(self, value: Any) -> None:
         self._change(temperature=hyperparameters.temperature(value))
+
+    def _prior(self, value: Any) -> Value:
+        prior = hyperparameters.prior_precision(value, self.order)
+        if self.options.structure not in PER_LAYER or isinstance(prior, float | int):
+            return prior
+        try:
+            return hyperparameters.per_tensor(prior, self.order)
+        except ValueError as error:
+            raise ValueError(
+                f"hessian_structure={self.options.structure!r} takes one prior precision, or one per parameter tensor: "
+                "a Kronecker product has no inverse beside other numbers. Precisions of single parameters go with "
+                "'full', 'diag' and 'lowrank'."
+            ) from error
 
     def _noise(self, value: Any) -> Value:
         noise = hyperparameters.sigma_noise(value)

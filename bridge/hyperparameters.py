@@ -139,6 +139,20 @@ def in_core(value: Value, reorder: Callable[[np.ndarray], np.ndarray]) -> Value:
     return value if isinstance(value, float | int) else reorder(value)
 
 
+def per_tensor(value: np.ndarray, order: ParameterOrder) -> np.ndarray:
+    """One number per tensor, of a value that may be one per parameter.
+
+    Raises:
+        ValueError: If the numbers of a tensor differ.
+    """
+    if value.shape != (order.size,):
+        return value
+    parts = np.split(value, np.cumsum(order.sizes)[:-1])
+    if any(np.ptp(part) > 0 for part in parts if part.size):
+        raise ValueError("The numbers of one tensor differ.")
+    return np.array([part[0] if part.size else 1.0 for part in parts])
+
+
 def per_parameter(value: Value, order: ParameterOrder) -> Value:
     """A number, or one per parameter, of a value that may be one per tensor."""
     if isinstance(value, float | int) or value.shape == (order.size,):

@@ -14,7 +14,7 @@ from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.row_stream import RowStream
-from jax_core.kronecker import describe_layers, fit_kronecker
+from jax_core.kronecker import KroneckerStructure, describe_layers, fit_kronecker
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
@@ -29,6 +29,9 @@ from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
 
 Structure = Literal["lowrank", "full", "diag", "kron", "ekfac", "kron_lowrank"]
+PER_LAYER: frozenset[Structure] = frozenset({"kron", "ekfac", "kron_lowrank"})
+"""Structures whose prior is one number for each layer at most."""
+
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
 
@@ -175,15 +178,17 @@ def _plan_kronecker(source: Source, options: FitOptions) -> Plan:
     layers = describe_layers(ordered)
     if options.structure != "kron_lowrank":
         return Plan("factors", "rows", f"{layers}.")
-    problem = problem_of(ordered, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=options.tolerance)
-    plan = choose(problem)
-    how = "all rows" if plan.method == "gram" else "a sketch"
-    return Plan(plan.method, "rows", f"rank {options.rank} from {how}, the rest in {layers}.")
+    problem = problem_of(ordered, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=0.0)
+    exact = choose(problem).method == "gram"
+    how = "all rows, of which none is dropped" if exact else "a sketch"
+    reason = f"rank {options.rank} from {how}, the rest in {layers}."
+    return Plan("gram" if exact else "nystrom", "rows", reason)
 
 
 def _by_rows(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
-    if options.structure in ("kron", "ekfac", "kron_lowrank"):
-        return _kronecker(source, options, plan, key)
+    structure = options.structure
+    if structure == "kron" or structure == "ekfac" or structure == "kron_lowrank":
+        return _kronecker(source, structure, options, plan, key)
     if plan is not None:
         return _low_rank(source, options, plan, key)
     return _full(source) if options.structure == "full" else _diagonal(source)
@@ -195,10 +200,12 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
     return _nystrom(source, options, plan, key) if plan.method == "nystrom" else _krylov(source, options, plan, key)
 
 
-def _kronecker(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
+def _kronecker(
+    source: Source, structure: KroneckerStructure, options: FitOptions, plan: Plan | None, key: Array
+) -> tuple[Operator, DataSums]:
     how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
     exact = plan is not None and plan.method == "gram"
-    return fit_kronecker(source, options.structure, rank=options.rank, exact=exact, passes=options.passes, **how)
+    return fit_kronecker(source, structure, rank=options.rank, exact=exact, passes=options.passes, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:

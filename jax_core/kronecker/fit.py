@@ -60,13 +60,15 @@ def fit_kronecker(
         rank: Eigenpairs of the last.
         exact: Take them from the Gram matrix of all rows, which are few.
         passes: Passes over the data of the sketch otherwise.
-        tolerance: Share of the loss curvature that the last may drop; the others drop what rounding does.
+        tolerance: Share of the loss curvature that a sketch may drop; all else drops no more than rounding does.
         rows_bytes: Memory for all rows, where they are few.
         key: Random key.
     """
     layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
-    rounding = float(jnp.finfo(source.dtype).eps)
-    tolerance = tolerance if structure == "kron_lowrank" else rounding
+    if structure != "kron_lowrank":
+        tolerance = float(jnp.finfo(source.dtype).eps)
+    elif exact:
+        tolerance = 0.0
     blocks, sums = _factors(source, layers, tolerance, own_biases=structure == "kron_lowrank")
     if structure == "kron":
         return blocks, sums

@@ -27,9 +27,11 @@ class PushFactored:
         """The gradients of a block, ``chunk`` rows at a time. Traceable."""
         total = rows.cotangent.shape[0]
         if total <= chunk:
-            return factored_gradients(model_fn, params, *rows, self.layout)
+            return factored_gradients(model_fn, params, rows.input, rows.cotangent, self.layout)
         pieces = jax.tree.map(lambda leaf: leaf.reshape(total // chunk, chunk, *leaf.shape[1:]), rows)
-        found = jax.lax.map(lambda piece: factored_gradients(model_fn, params, *piece, self.layout), pieces)
+        found = jax.lax.map(
+            lambda piece: factored_gradients(model_fn, params, piece.input, piece.cotangent, self.layout), pieces
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), found)
 
 

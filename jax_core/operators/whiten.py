@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.operators.block_diagonal import BlockDiagonal
+from jax_core.operators.block_diagonal import Block, BlockDiagonal
 from jax_core.operators.block_low_rank import BlockLowRank
 from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
@@ -61,7 +61,13 @@ def _(operator: Kronecker, root: Array) -> Kronecker:
 @_scale_both_sides.register
 def _(operator: BlockDiagonal, root: Array) -> BlockDiagonal:
     pairs = zip(operator.parts, operator.slices, strict=True)
-    return BlockDiagonal(tuple(_scale_both_sides(part, root[s]) for part, s in pairs))
+    return BlockDiagonal(tuple(_scale_block(part, root[s]) for part, s in pairs))
+
+
+def _scale_block(part: Block, root: Array) -> Block:
+    scaled = _scale_both_sides(part, root)
+    assert isinstance(scaled, Kronecker | Dense | Diagonal)  # a block stays of its kind
+    return scaled
 
 
 @_scale_both_sides.register
@@ -70,7 +76,7 @@ def _(operator: BlockLowRank, root: Array) -> BlockLowRank:
     blocks, rows = [], []
     for part, s in zip(operator.blocks.parts, operator.blocks.slices, strict=True):
         scale = root[s] if isinstance(part, Diagonal) else constant(root[s])
-        blocks.append(_scale_both_sides(part, scale) if isinstance(part, Diagonal) else part.rescale(scale**2))
+        blocks.append(_scale_block(part, scale) if isinstance(part, Diagonal) else part.rescale(scale**2))
         rows.append(operator.U[s] * jnp.broadcast_to(scale, (part.size,))[:, None])
     return BlockLowRank(BlockDiagonal(tuple(blocks)), jnp.concatenate(rows), operator.s)
 

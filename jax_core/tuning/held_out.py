@@ -62,6 +62,7 @@ def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
         if isinstance(rows, ProjectedJacobians):
             found = posterior.projection  # its columns are those that the rows have met, its weight a number
+            assert found.weights is not None and rows.gram is not None
             return finish(GaussianOutputs(outputs, combine(found.values, rows.inner, found.weights * rows.gram)))
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
 

@@ -1,0 +1,53 @@
+"""A curvature as named arrays and a few words, for a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, LowRank, Operator
+
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Diagonal, Kronecker)}
+
+
+def kinds_of(operator: Operator) -> list[str]:
+    """The operator's kind, and those of its blocks after it."""
+    if isinstance(operator, BlockLowRank | BlockDiagonal):
+        blocks = operator.blocks if isinstance(operator, BlockLowRank) else operator
+        return [type(operator).__name__, *(type(part).__name__ for part in blocks.parts)]
+    return [type(operator).__name__]
+
+
+def arrays_of(operator: Operator) -> dict[str, Any]:
+    """All arrays by names, those of block ``i`` as ``i.name``."""
+    if isinstance(operator, BlockLowRank):
+        return {**arrays_of(operator.blocks), "U": operator.U, "s": operator.s}
+    if isinstance(operator, BlockDiagonal):
+        return {f"{i}.{name}": a for i, part in enumerate(operator.parts) for name, a in _fields(part).items()}
+    return _fields(operator)
+
+
+def _fields(operator: Any) -> dict[str, Any]:
+    return {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator)}
+
+
+def operator_of(kinds: Sequence[str], arrays: Mapping[str, Any]) -> Operator:
+    """The operator of such a record.
+
+    Raises:
+        ValueError: If the record is of no operator.
+    """
+    try:
+        whole, *blocks = kinds
+        if whole not in ("BlockLowRank", "BlockDiagonal"):
+            return _KINDS[whole](**arrays)
+        parts = tuple(_KINDS[kind](**_under(f"{i}.", arrays)) for i, kind in enumerate(blocks))
+        base = BlockDiagonal(parts)
+        return base if whole == "BlockDiagonal" else BlockLowRank(base, arrays["U"], arrays["s"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The curvature in this file is none that is known: {', '.join(map(str, kinds))}.") from error
+
+
+def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

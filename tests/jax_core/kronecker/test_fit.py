@@ -1,0 +1,177 @@
+"""Kronecker structures against dense float64 references built layer by layer."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_core import FitOptions, LoaderPasses, Posterior, as_likelihood, fit_curvature, linearized_predictive
+from jax_core.gradients.weight_order import find_order, in_order
+from jax_core.kronecker.layers import find_layers
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
+from jax_core.xla.compiled import as_jit_argument
+from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
+
+STRUCTURES = ("kron", "ekfac", "kron_lowrank")
+
+
+def fit(case, structure, loss="cross_entropy", cut=4, **options):
+    target = case.targets(loss)
+    batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
+    how = FitOptions(structure=structure, progress=False, **options)
+    passes = LoaderPasses(batches)
+    passes.preload()  # so that the plan knows how many rows there are
+    what = (case.model_fn, case.params, as_likelihood(loss), passes, how)
+    return fit_curvature(*what, key=jax.random.key(0))
+
+
+def dense(operator):
+    return jax.vmap(operator.mv)(jnp.eye(operator.size))
+
+
+def slices(case):
+    ends = np.cumsum([0, *(leaf.size for leaf in jax.tree.leaves(case.params))])
+    return list(itertools.starmap(slice, itertools.pairwise(ends)))
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, attention])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_ekfac_has_the_exact_diagonal_in_its_coordinates(x64, make, loss):
+    case = make()
+    found = fit(case, "ekfac", loss).curvature
+    exact = dense_ggn(case, loss)
+    turned = found.rotate(found.rotate(exact).T)
+    np.testing.assert_allclose(found.spectrum, jnp.diag(turned), atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, attention])
+def test_low_rank_beside_the_diagonal_keeps_the_trace(x64, make):
+    case = make()
+    found = fit(case, "kron_lowrank", rank=3).curvature
+    exact = dense_ggn(case, "cross_entropy")
+    np.testing.assert_allclose(found.trace(), jnp.trace(exact), rtol=1e-8)
+    values, vectors = jnp.linalg.eigh(exact)
+    leading = (vectors[:, -3:] * values[-3:]) @ vectors[:, -3:].T
+    turned = jax.vmap(found.blocks.rotate_back, 1, 1)(found.U)
+    np.testing.assert_allclose((turned * found.s) @ turned.T, leading, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, attention])
+def test_of_full_rank_it_is_the_ggn(x64, make):
+    case = make()
+    size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    found = fit(case, "kron_lowrank", rank=size).curvature
+    np.testing.assert_allclose(dense(found), dense_ggn(case, "cross_entropy"), atol=1e-8)
+
+
+def test_a_sketch_and_all_rows_agree_where_the_rank_is_the_matrix_s(x64, monkeypatch):
+    case = mlp()
+    exact = dense_ggn(case, "cross_entropy")
+    monkeypatch.setattr("jax_core.lowrank.plan._GRAM_ROWS", 0)
+    result = fit(case, "kron_lowrank", rank=40)
+    assert result.plan.method == "nystrom"
+    np.testing.assert_allclose(dense(result.curvature), exact, atol=1e-2 * jnp.abs(exact).max())  # its tolerance
+
+
+def test_a_dense_layer_of_one_sample_is_a_kronecker_product(x64):
+    """With one sample the factors' product is the block itself."""
+    case = mlp()
+    case = dataclasses.replace(case, inputs=case.inputs[:1])
+    exact, found = dense_ggn(case, "cross_entropy"), fit(case, "kron").curvature
+    for part, s in zip(found.parts, slices(case), strict=True):
+        assert isinstance(part, Kronecker | Dense)
+        np.testing.assert_allclose(dense(part), exact[s, s], atol=1e-10)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("make", [mlp, cnn, attention])
+def test_predictive_is_that_of_the_dense_operator(x64, structure, make):
+    case = make()
+    curvature = fit(case, structure, rank=3).curvature
+    covariance = jnp.linalg.inv(dense(curvature) + 2 * jnp.eye(curvature.size))
+    rows = dense_jacobian(case)
+    posterior = Posterior.create(case.params, curvature, jnp.asarray(2.0))
+    found = linearized_predictive(case.model_fn, posterior)(case.inputs)
+    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+    expected = np.linalg.slogdet(np.asarray(dense(curvature) / 2 + jnp.eye(curvature.size)))[1]
+    np.testing.assert_allclose(posterior.log_det_ratio(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_prior_per_layer_is_exact(x64, structure):
+    case = cnn()
+    curvature = fit(case, structure, rank=3).curvature
+    layers = jnp.arange(1.0, 1 + len(jax.tree.leaves(case.params)))
+    prior = jnp.concatenate([jnp.full(s.stop - s.start, v) for s, v in zip(slices(case), layers, strict=True)])
+    covariance = jnp.linalg.inv(dense(curvature) + jnp.diag(prior))
+    posterior = Posterior.create(case.params, curvature, prior)
+    rows = dense_jacobian(case)
+    found = linearized_predictive(case.model_fn, posterior)(case.inputs)
+    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+    root = jax.vmap(posterior.scale_flat, 1, 1)(jnp.eye(curvature.size))
+    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-9)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_neither_batches_nor_float32_show(structure):
+    case = cnn()
+    whole, parts = fit(case, structure, cut=7, rank=3).curvature, fit(case, structure, cut=2, rank=3).curvature
+    np.testing.assert_allclose(dense(whole), dense(parts), atol=2e-4 * float(jnp.abs(dense(whole)).max()))
+
+
+def test_parameters_are_sorted_by_what_they_do():
+    def model(x, p):
+        hidden = jnp.tanh(x @ p["w"] + p["b"])
+        scaled = (hidden - hidden.mean()) * p["gain"]
+        return scaled @ p["tied"] @ p["tied"] + p["out"].sum()
+
+    three = jnp.ones(3)
+    params = {"w": jnp.ones((4, 3)), "b": three, "gain": three, "tied": jnp.ones((3, 3)), "out": three}
+    names = sorted(params)
+    stored = find_layers(as_jit_argument(model), params, jnp.ones(4))
+    assert stored.layout.factored == ()  # (in, out) is not the order of gradients
+    order = find_order(model, params, jnp.ones(4))
+    found = find_layers(as_jit_argument(in_order(model, order)), order.of(params), jnp.ones(4))
+    assert [names[slot.leaf] for slot in found.layout.factored] == ["w"]
+    assert [(names[bias], names[matrix]) for bias, matrix in found.biases] == [("b", "w")]
+
+
+def test_a_parameter_that_meets_no_product_falls_to_a_block_and_is_named():
+    case = mlp()
+
+    def model(x, p):
+        return case.model_fn(x, p["net"]) * p["gain"]
+
+    params = {"gain": jnp.ones(3), "net": case.params}
+    result = fit(dataclasses.replace(case, model_fn=model, params=params), "kron")
+    assert isinstance(result.curvature, BlockDiagonal)
+    assert isinstance(result.curvature.parts[0], Dense)
+    assert "2 Kronecker blocks, 3 dense ones" in result.plan.reason
+
+
+def test_large_blocks_of_no_product_are_diagonal_and_named(monkeypatch):
+    monkeypatch.setattr("jax_core.kronecker.layers._MOST_DENSE", 2)
+
+    def model(x, p):  # a function of its own, since layers are remembered by it
+        return mlp().model_fn(x, p)
+
+    result = fit(dataclasses.replace(mlp(), model_fn=model), "kron_lowrank", rank=2)
+    assert isinstance(result.curvature, BlockLowRank)
+    assert any(isinstance(part, Diagonal) for part in result.curvature.blocks.parts)
+    assert "a diagonal for b1, b2" in result.plan.reason
+
+
+def test_inputs_are_counted_once_a_sample_whatever_its_rows(x64):
+    """Confident samples give no rows, and their inputs count all the same."""
+    case = mlp()
+    sure = jax.tree.map(lambda leaf: leaf, case.params)
+    sure["b2"] = sure["b2"].at[0].add(800.0)  # the softmax saturates: every Hessian is zero
+    found = fit(dataclasses.replace(case, params=sure), "kron").curvature
+    index = sorted(case.params).index("w1")
+    right = found.parts[index].right if found.parts[index].right.shape == (4, 4) else found.parts[index].left
+    gram = case.inputs.T @ case.inputs
+    turned = right.T @ gram @ right
+    np.testing.assert_allclose(turned, jnp.diag(jnp.diag(turned)), atol=1e-9)
