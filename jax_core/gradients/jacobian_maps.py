@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.data.batches import padded
@@ -17,6 +18,7 @@ from jax_core.gradients.jacobians import factored_jacobian, jacobian, layout_in_
 from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
 from jax_core.gradients.subspace import Subspace
 from jax_core.gradients.weight_order import Order, find_order, in_order
+from jax_core.operators import Projection
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
 from jax_core.xla.chunks import example_shapes, forward_cost
@@ -107,6 +109,46 @@ def map_projected(
     return run
 
 
+def map_rotated(
+    model_fn: ModelFn,
+    params: Params,
+    basis: Subspace,
+    prepare: Callable[[Projection], Any],
+    function: Callable[..., Any],
+) -> Callable[[Any], Any]:
+    """:func:`map_jacobians` for rows along the eigenvectors of a basis, written out.
+
+    Args:
+        model_fn: ``model_fn(input, params)`` for one example.
+        params: Where to linearise.
+        basis: A projection over the flattened parameters, of which only the eigenvectors are used here.
+        prepare: From the projection, its coordinates in the order that rows have them, to what the function needs;
+            called once.
+        function: From that, outputs ``(b, C)`` and rows ``(b, C, P)`` to a pytree with leading axis ``b``.
+    """
+    model, last = as_jit_argument(with_fast_convolutions(model_fn)), as_jit_argument(function)
+    prepared: list[tuple[Order, Any]] = []
+
+    @full_precision
+    def run(inputs: Any) -> Any:
+        total, example = jax.tree.leaves(inputs)[0].shape[0], example_shapes(inputs)
+        order = find_order(model, params, example)
+        how = {"order": order, "kronecker": kronecker_leaves(basis.projection.basis), "weighted": True}
+        chosen, layout = _plan_projected(model, params, example, **how)
+        if not prepared or prepared[0][0] != order:
+            prepared[:] = [(order, prepare(basis.projection.permute(order.positions(params))))]
+        cut = basis.cut(params, order, layout)
+        bound = Partial(_of_rotated, last, prepared[0][1])
+        evaluate = partial(_of_projected, bound, model, params, cut, order=order, layout=layout, written=True)
+        return _in_pieces(evaluate, inputs, _together(chosen, total))
+
+    return run
+
+
+def _of_rotated(function: Callable[..., Any], prepared: Any, outputs: Array, rows: Array) -> Any:
+    return function(prepared, outputs, rows)
+
+
 @cached_by_shape
 def _plan(model_fn: ModelFn, params: Params, example: Any) -> Sizes:
     """Sizes for a model and the shapes of one example."""
@@ -165,7 +207,7 @@ def _of_jacobians(function: Callable[..., Any], model_fn: ModelFn, params: Param
     return _in_turn(result, count, jax.tree.leaves(inputs)[0].shape[0])
 
 
-@partial(jax.jit, static_argnames=("order", "layout"))
+@partial(jax.jit, static_argnames=("order", "layout", "written"))
 def _of_projected(
     function: Callable[..., Any],
     model_fn: ModelFn,
@@ -176,6 +218,7 @@ def _of_projected(
     *,
     order: Order,
     layout: Layout,
+    written: bool = False,
 ) -> Any:
     """The same with the rows of all chunks before they meet the basis."""
 
@@ -185,6 +228,8 @@ def _of_projected(
 
     outputs, rows = _in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
     turned = basis.rotate(rows)
+    if written:
+        return function(outputs, turned.dense())
     inner = None if basis.columns is None else turned.times_rows(basis.columns)
     return function(outputs, ProjectedJacobians(inner, basis.gram(turned)))
 
