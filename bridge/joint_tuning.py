@@ -62,7 +62,7 @@ def joint(
     if grid is None:
         precisions = precisions[::2]  # the penalty needs derivatives of the link in every direction
     found = _on_seen(la, fit, precisions, default_temperatures(), evidence())
-    choice = most_uncertain_within(*_choosing(found))
+    choice = most_uncertain_within(*_choosing(found), slack=1 / fit.fitted.num_total_samples)
     return _tuned(
         found, choice, "training likelihood and covariance penalty, joint", f"{len(found.network)} training samples"
     )

@@ -185,7 +185,7 @@ class Laplace(KeptLaplace):
           temperature scaling's nor worse than the best by a one-sided paired test at five per cent.
         - Without, classification and several labels: likewise by the likelihood of some training samples less what the
           network owes to having seen them (Efron's covariance penalty, 2004, doi:10.1198/016214504000000692), within
-          one per cent of the best.
+          one per cent of the best and one nat on one training sample.
         - Without, regression: by the largest evidence over precision and noise.
 
         :meth:`report` says what was chosen by what, beside the figures of the network and of temperature scaling.
@@ -286,4 +286,5 @@ class Laplace(KeptLaplace):
         o = self.options
         shape = f"{o.structure}, method={o.method}, rank={o.rank}" if o.structure == "lowrank" else o.structure
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
-        return f"{type(self.likelihood).__name__}, {shape}, prior_precision={self.prior_precision}, {state}"
+        divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"
+        return f"{type(self.likelihood).__name__}, {shape}, prior_precision={self.prior_precision}{divided}, {state}"

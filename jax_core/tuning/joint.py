@@ -162,11 +162,14 @@ def most_uncertain_within(
     temperatures: Float[np.ndarray, " L"],
     temperature: float,
     *,
+    slack: float,
     share: float = 0.01,
 ) -> Choice:
-    """The smallest precision whose best temperature loses at most a share of the best loss of all.
+    """The smallest precision whose best temperature loses at most a share of the best loss of all, and a slack.
 
-    For losses that are estimates, of which the differences between samples say little about their error.
+    For losses that are estimates from training data, of which the differences between samples say little about their
+    error. A network that has fitted every target loses nothing there, however sure it is made: the slack, one nat on one
+    of the training samples, is what leaves it uncertain.
 
     Args:
         table: Of all pairs.
@@ -174,7 +177,8 @@ def most_uncertain_within(
         precisions: In ascending order.
         temperatures: Of the logits.
         temperature: That of temperature scaling.
-        share: Of the best loss.
+        slack: Allowed beyond the best loss.
+        share: Of the best loss, allowed too.
     """
     means = table.losses.sum(0) / table.counts.sum()
     alone = float(scaled.sum() / table.counts.sum())
@@ -182,6 +186,6 @@ def most_uncertain_within(
     best = min(alone, float(finite.min()))
     for t, per_temperature in enumerate(finite):
         at = int(per_temperature.argmin())
-        if per_temperature[at] <= (1 + share) * best:
+        if per_temperature[at] <= (1 + share) * best + slack:
             return Choice(float(precisions[t]), float(temperatures[at]), float(per_temperature[at]), best)
     return Choice(np.inf, temperature, alone, best)

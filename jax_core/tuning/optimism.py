@@ -60,7 +60,8 @@ def responses(
     """
     product = _product(family, logits, covariance)
     traces = jnp.where(seen, jnp.trace(product, axis1=-2, axis2=-1), 0.0)
-    return product * (mean_trace / jnp.maximum(traces.sum() / jnp.maximum(seen.sum(), 1), 1e-30))
+    mean = float(traces.sum()) / max(int(seen.sum()), 1)
+    return product * (mean_trace / max(mean, 1e-30))
 
 
 @jax.jit
