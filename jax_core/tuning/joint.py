@@ -168,8 +168,8 @@ def most_uncertain_within(
     """The smallest precision whose best temperature loses at most a share of the best loss of all, and a slack.
 
     For losses that are estimates from training data, of which the differences between samples say little about their
-    error. A network that has fitted every target loses nothing there, however sure it is made: the slack, one nat on one
-    of the training samples, is what leaves it uncertain.
+    error. A network that has fitted every target loses nothing there, however sure it is made: the slack, one nat on
+    one of the training samples, is what leaves it uncertain.
 
     Args:
         table: Of all pairs.

@@ -74,7 +74,10 @@ def _product(family: Family, logits: Array, covariance: Array) -> Array:
 def penalty_table(
     family: Family, marginals: Marginals, response: Float[Array, "N K K"], temperatures: Array
 ) -> Float[Array, "N T L"]:
-    r"""$\operatorname{tr}(\tfrac{\partial \eta_i}{\partial f_i} V_i H_i)$ under each precision and temperature."""
+    r"""$\operatorname{tr}(\tfrac{\partial \eta_i}{\partial f_i} V_i H_i)$ under each precision and temperature.
+
+    Infinite where a probability underflows, whose derivative is lost.
+    """
     size = marginals.mean.shape[-1]
     exact = size <= _EXACT
     probes = jnp.eye(size) if exact else jax.random.rademacher(jax.random.key(0), (_PROBES, size), float)
@@ -92,7 +95,9 @@ def _penalty_table(family: Family, marginals: Marginals, response: Array, temper
             def along(probe: Array) -> Array:
                 return (jax.jvp(natural, (marginals.mean,), (response @ probe,))[1] * probe).sum(-1)
 
-            return jax.vmap(along)(probes).sum(0)
+            # a probability that underflows has no derivative left: such a pair is far too sure, not free of penalty
+            lost = (natural(marginals.mean) <= jnp.log(jnp.finfo(marginals.mean.dtype).tiny) + 1).any(-1)
+            return jnp.where(lost, jnp.inf, jax.vmap(along)(probes).sum(0))
 
         return jax.vmap(under, 1, 1)(marginals.covariance)
 

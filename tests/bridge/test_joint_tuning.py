@@ -68,8 +68,8 @@ def test_held_out_figures_are_those_of_predictions(classifier):
     report, logits = la.report(), la.model(x).detach()
     assert (la.prior_precision, la.logit_temperature) == (tuned.prior_precision, tuned.logit_temperature)
     np.testing.assert_allclose(report.chosen, loss(la(x), y), rtol=1e-3)
-    np.testing.assert_allclose(report.network, loss(certain(kind, logits), y), rtol=1e-4)
-    np.testing.assert_allclose(report.scaled, loss(certain(kind, logits / report.scaling_temperature), y), rtol=1e-4)
+    np.testing.assert_allclose(report.network, loss(certain(kind, logits), y), rtol=2e-3)
+    np.testing.assert_allclose(report.scaled, loss(certain(kind, logits / report.scaling_temperature), y), rtol=1e-3)
     assert report.chosen <= report.scaled <= report.network
     assert "200 held-out samples" in str(report)
     assert f"{report.chosen:.4f}" in str(report)

@@ -78,6 +78,13 @@ def test_without_uncertainty_the_penalty_is_akaikes_over_the_temperature(x64, cl
     np.testing.assert_allclose(found[:4].mean(0), 0.3 / TEMPERATURES, rtol=1e-9)
 
 
+def test_a_probability_that_underflows_is_never_free_of_penalty(x64):
+    sure = Marginals(jnp.array([[0.0, 1e4]]), jnp.zeros((1, 1, 2, 2)))
+    found = penalty_table(families(2), sure, jnp.eye(2)[None], jnp.array([1.0, 1e3]))
+    assert np.isposinf(found[0, 0, 0])
+    assert np.isfinite(found[0, 0, 1])
+
+
 def test_many_classes_are_probed_without_bias(x64):
     marginals, given = gaussian(40, priors=1), jnp.broadcast_to(jnp.eye(40), (5, 40, 40))
     found = penalty_table(ClassFamily(Partial(probit)), marginals, given, jnp.asarray(TEMPERATURES))
