@@ -184,8 +184,8 @@ class Laplace(KeptLaplace):
         - With ``val_loader``: the smallest precision, the most uncertainty, whose held-out likelihood is neither below
           temperature scaling's nor worse than the best by a one-sided paired test at five per cent.
         - Without, classification and several labels: likewise by the likelihood of some training samples less what the
-          network owes to having seen them (Efron's covariance penalty, 2004, doi:10.1198/016214504000000692), within
-          one per cent of the best and one nat on one training sample.
+          network owes to having seen them (Efron's covariance penalty, 2004, doi:10.1198/016214504000000692), as far
+          as the loss stays within one nat on one training sample of the best.
         - Without, regression: by the largest evidence over precision and noise.
 
         :meth:`report` says what was chosen by what, beside the figures of the network and of temperature scaling.

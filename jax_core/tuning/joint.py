@@ -163,9 +163,8 @@ def most_uncertain_within(
     temperature: float,
     *,
     slack: float,
-    share: float = 0.01,
 ) -> Choice:
-    """The smallest precision whose best temperature loses at most a share of the best loss of all, and a slack.
+    """The smallest precision whose best temperature loses at most so much to the best of all.
 
     For losses that are estimates from training data, of which the differences between samples say little about their
     error. A network that has fitted every target loses nothing there, however sure it is made: the slack, one nat on
@@ -177,8 +176,7 @@ def most_uncertain_within(
         precisions: In ascending order.
         temperatures: Of the logits.
         temperature: That of temperature scaling.
-        slack: Allowed beyond the best loss.
-        share: Of the best loss, allowed too.
+        slack: Allowed beyond the best mean loss.
     """
     means = table.losses.sum(0) / table.counts.sum()
     alone = float(scaled.sum() / table.counts.sum())
@@ -186,6 +184,6 @@ def most_uncertain_within(
     best = min(alone, float(finite.min()))
     for t, per_temperature in enumerate(finite):
         at = int(per_temperature.argmin())
-        if per_temperature[at] <= (1 + share) * best + slack:
+        if per_temperature[at] <= best + slack:
             return Choice(float(precisions[t]), float(temperatures[at]), float(per_temperature[at]), best)
     return Choice(np.inf, temperature, alone, best)

@@ -151,12 +151,11 @@ def test_a_wider_tolerance_never_leaves_less_uncertainty(drawn):
     table, scaled = drawn
     by_test = [most_uncertain(table, scaled, PRECISIONS, TEMPERATURES, 1.0, z=z).precision for z in (0.0, 1.0, 2.0)]
     assert by_test == sorted(by_test, reverse=True)
-    positive = table._replace(losses=table.losses - table.losses.min() + 1)
-    by_share = [
-        most_uncertain_within(positive, scaled, PRECISIONS, TEMPERATURES, 1.0, share=s, slack=0.0).precision
-        for s in (0.0, 0.1, 1)
-    ]
-    assert by_share == sorted(by_share, reverse=True)
+    given = table, scaled, PRECISIONS, TEMPERATURES, 1.0
+    by_slack = [most_uncertain_within(*given, slack=slack) for slack in (0.0, 0.1, 1.0)]
+    assert [c.precision for c in by_slack] == sorted((c.precision for c in by_slack), reverse=True)
+    for choice, slack in zip(by_slack, (0.0, 0.1, 1.0), strict=True):
+        assert choice.best <= choice.loss <= choice.best + slack
 
 
 def test_ignored_positions_count_for_nothing(x64):
