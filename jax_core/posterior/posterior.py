@@ -102,6 +102,8 @@ class Posterior(ShortRepr):
 
     def output_covariance(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         r"""$J \Sigma J^\top$ for Jacobians given as rows ``(..., C, P)`` over the flattened parameters."""
+        if jnp.ndim(self.prior_precision) == 0:  # products with the rows are then shared by all priors of a grid
+            return self._inverse.quadratic(rows) / self.prior_precision
         return self._inverse.quadratic(rows * jax.lax.rsqrt(self.prior_precision))
 
     @cached_property

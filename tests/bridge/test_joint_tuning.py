@@ -23,6 +23,7 @@ def data(n=60):
     return x, y, logits + 0.3 * torch.randn(n, 3, generator=GENERATOR)
 
 
+GRID = np.geomspace(0.1, 1e4, 9)  # the default has eight times as many
 TRAIN, HELD, NEW = data(40), data(200), data(1000)
 KINDS = {"classification": F.cross_entropy, "multilabel": F.binary_cross_entropy_with_logits}
 
@@ -64,7 +65,7 @@ def certain(kind, logits):
 def test_held_out_figures_are_those_of_predictions(classifier):
     kind, la = classifier[0], copy.deepcopy(classifier[1])
     x, y = targets(HELD, kind)
-    tuned = la.optimize_prior_precision(val_loader=[(x[:150], y[:150]), (x[150:], y[150:])])
+    tuned = la.optimize_prior_precision(val_loader=[(x[:150], y[:150]), (x[150:], y[150:])], grid=GRID)
     report, logits = la.report(), la.model(x).detach()
     assert (la.prior_precision, la.logit_temperature) == (tuned.prior_precision, tuned.logit_temperature)
     np.testing.assert_allclose(report.chosen, loss(la(x), y), rtol=1e-3)
@@ -79,9 +80,9 @@ def test_tuned_predictions_are_better_on_new_data(classifier):
     kind, la = classifier[0], copy.deepcopy(classifier[1])
     x, y = targets(NEW, kind)
     network = loss(certain(kind, la.model(x).detach()), y)
-    la.optimize_prior_precision(val_loader=[targets(HELD, kind)])
+    la.optimize_prior_precision(val_loader=[targets(HELD, kind)], grid=GRID)
     assert loss(la(x), y) < 0.9 * network
-    la.optimize_prior_precision()
+    la.optimize_prior_precision(grid=GRID)
     assert "training samples" in str(la.report())
     assert loss(la(x), y) < network
 
@@ -123,7 +124,7 @@ def test_noise_of_a_regression_is_found_with_its_precision():
 
     la = fit(trained("regression"), *targets(TRAIN, "regression"), "regression")
     before = density(la)
-    tuned = la.optimize_prior_precision(val_loader=[(x, y)])
+    tuned = la.optimize_prior_precision(val_loader=[(x, y)], grid=GRID)
     assert la.sigma_noise == pytest.approx(tuned.sigma_noise)
     mean, variance = la(x, diagonal_output=True)
     found = -torch.distributions.Normal(mean, (variance + la.sigma_noise**2).sqrt()).log_prob(y).mean()
@@ -162,7 +163,7 @@ def test_a_report_belongs_to_what_it_reports():
     la = fit(trained(), *TRAIN[:2])
     with pytest.raises(RuntimeError, match="optimize_prior_precision"):
         la.report()
-    la.optimize_prior_precision(val_loader=[HELD[:2]])
+    la.optimize_prior_precision(val_loader=[HELD[:2]], grid=GRID)
     assert la.report() == copy.deepcopy(la).report()
     la.prior_precision = 3.0
     with pytest.raises(RuntimeError, match="set by hand"):
@@ -175,7 +176,7 @@ def test_positions_of_a_segmentation_share_a_temperature():
     x, y = torch.randn(12, 2, 5), torch.randint(0, 3, (12, 5))
     y[0, :2] = -100
     la = fit(model, x, y, nn.CrossEntropyLoss())
-    la.optimize_prior_precision(val_loader=[(x, y)])
+    la.optimize_prior_precision(val_loader=[(x, y)], grid=GRID)
     expected = F.nll_loss(la(x).log(), y)
     np.testing.assert_allclose(la.report().chosen, float(expected), rtol=1e-3)
     np.testing.assert_allclose(la.report().network, float(F.cross_entropy(model(x).detach(), y)), rtol=1e-4)
@@ -185,5 +186,5 @@ def test_too_large_a_jacobian_is_refused_with_a_remedy(monkeypatch):
     la = fit(trained(), *TRAIN[:2])
     monkeypatch.setattr("bridge.joint_tuning.JACOBIAN_BYTES", 10)
     with pytest.raises(ValueError, match=r"GiB here.*'marglik'"):
-        la.optimize_prior_precision()
+        la.optimize_prior_precision(grid=GRID)
     assert isinstance(la, Laplace)
