@@ -85,6 +85,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         "likelihood": describe(la.likelihood),
         "link": la.link_approx,
         "temperature": hyper.temperature,
+        "logit_temperature": hyper.logit_temperature,
         "parameters": [[name, list(shape)] for name, shape in zip(la.order.names, la.order.shapes, strict=True)],
         "weights": "changed since fit" if la.moved_weights() else digest(la.model),
         "template": dataclasses.asdict(fit.template),
@@ -135,6 +136,8 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
         hyperparameters.prior_mean(values["prior_mean"], la.order),
         hyperparameters.sigma_noise(values["sigma_noise"]),
         hyperparameters.temperature(described["temperature"]),
+        # a file of before this was a hyperparameter has none
+        hyperparameters.temperature(described.get("logit_temperature", 1.0)),
     )
     template, layout = InputTemplate.of_record(described["template"]), OutputLayout.of_record(described["layout"])
     network = in_float32(unwrap(la.model))

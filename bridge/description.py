@@ -15,7 +15,7 @@ from bridge.losses import Loss
 from bridge.options import LinkName, one_of, whole
 from bridge.parameter_order import ParameterOrder
 from jax_core.fit import PER_LAYER, FitOptions
-from jax_core.likelihoods import Gaussian, Likelihood
+from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 
 
 class Description(nn.Module):
@@ -35,6 +35,7 @@ class Description(nn.Module):
         prior_mean: Any,
         sigma_noise: Any,
         temperature: Any,
+        logit_temperature: Any,
     ) -> None:
         """Validate and keep the description."""
         super().__init__()
@@ -46,6 +47,7 @@ class Description(nn.Module):
             hyperparameters.prior_mean(prior_mean, self.order),
             self._noise(sigma_noise),
             hyperparameters.temperature(temperature),
+            self._logits(logit_temperature),
         )
 
     @property
@@ -133,6 +135,24 @@ class Description(nn.Module):
                 "a Kronecker product has no inverse beside other numbers. Precisions of single parameters go with "
                 "'full', 'diag' and 'lowrank'."
             ) from error
+
+    @property
+    def logit_temperature(self) -> float:
+        """What divides the predictive logits before the link; above one it makes predictions less confident."""
+        return self._hyper.logit_temperature
+
+    @logit_temperature.setter
+    def logit_temperature(self, value: Any) -> None:
+        self._change(logit_temperature=self._logits(value))
+
+    def _logits(self, value: Any) -> float:
+        found = hyperparameters.temperature(value, "logit_temperature")
+        if found != 1.0 and not isinstance(self.likelihood, Categorical | Bernoulli):
+            raise ValueError(
+                f"logit_temperature={value!r} with the likelihood {type(self.likelihood).__name__}, which has no "
+                "logits. Leave it out; a regression has sigma_noise."
+            )
+        return found
 
     def _noise(self, value: Any) -> Value:
         noise = hyperparameters.sigma_noise(value)

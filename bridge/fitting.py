@@ -61,6 +61,7 @@ class FittedModel:
         layout: Of the outputs.
         loss: What was fitted; noise per output is in its likelihood.
         watch: Notices when the module's weights change.
+        seen: A batch or two of the data; none of a fit that was read from a file.
     """
 
     traced: TracedModel
@@ -69,6 +70,7 @@ class FittedModel:
     layout: OutputLayout
     loss: Loss
     watch: WeightWatch
+    seen: tuple[Batch, ...] = ()
 
     @property
     def model_fn(self) -> OneExample:
@@ -137,7 +139,8 @@ def fit_module(
         what = (model_fn, traced.params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
-    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model))
+    seen = tuple(batch for _, batch in batches.kept)
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), seen)
 
 
 def identity(model: nn.Module, loss: Loss, layout: OutputLayout, options: FitOptions, seed: int) -> str:

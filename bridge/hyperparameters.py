@@ -24,12 +24,14 @@ class Hyperparameters:
         prior_mean: Likewise.
         sigma_noise: A number, or one per output.
         temperature: A number.
+        logit_temperature: A number that divides the predictive logits.
     """
 
     prior_precision: Value = 1.0
     prior_mean: Value = 0.0
     sigma_noise: Value = 1.0
     temperature: float = 1.0
+    logit_temperature: float = 1.0
 
     @property
     def scale(self) -> float:
@@ -70,15 +72,15 @@ def sigma_noise(value: Any) -> Value:
     return _checked("sigma_noise", value, positive=True)
 
 
-def temperature(value: Any) -> float:
-    """The temperature of the likelihood.
+def temperature(value: Any, name: str = "temperature") -> float:
+    """One temperature, of the likelihood or of the logits.
 
     Raises:
         ValueError: Unless it is one positive, finite number.
     """
-    found = _checked("temperature", value, positive=True)
+    found = _checked(name, value, positive=True)
     if not isinstance(found, float | int):
-        raise ValueError(f"temperature of shape {found.shape}: give one positive number.")
+        raise ValueError(f"{name} of shape {found.shape}: give one positive number.")
     return found
 
 

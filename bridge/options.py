@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, TypeAlias, get_args
 
-LinkName: TypeAlias = Literal["probit", "mc", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2"]
+LinkName: TypeAlias = Literal[
+    "auto", "probit", "mc", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2"
+]
 
 PredictionType: TypeAlias = Literal["glm", "nn"]
 

@@ -54,10 +54,12 @@ class Probabilities:
     """Class probabilities of Gaussian logits, in the core's shape; of several positions, each by itself."""
 
     link: Link
+    temperature: jax.Array | float
     shape: tuple[int, ...] = field(metadata={"static": True})
 
     def __call__(self, outputs: GaussianOutputs) -> jax.Array:
         """``(B, *shape)``."""
+        outputs = outputs.divided(self.temperature)
         classes, batch = self.shape[-1], outputs.mean.shape[0]
         positions = math.prod(self.shape[:-1])
         mean = outputs.mean.reshape(batch, positions, classes)
@@ -66,10 +68,18 @@ class Probabilities:
         return self.link(mean, own).reshape(batch, *self.shape)
 
 
-def bernoulli_probabilities(outputs: GaussianOutputs) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LabelProbabilities:
     """Probability of each label, by the probit approximation."""
-    variance = jnp.diagonal(outputs.covariance, axis1=-2, axis2=-1)
-    return jax.nn.sigmoid(outputs.mean / jnp.sqrt(1 + math.pi / 8 * variance))
+
+    temperature: jax.Array | float
+
+    def __call__(self, outputs: GaussianOutputs) -> jax.Array:
+        """``(B, C)``."""
+        mean, covariance = outputs.divided(self.temperature)
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        return jax.nn.sigmoid(mean / jnp.sqrt(1 + math.pi / 8 * variance))
 
 
 def mean_and_variance(outputs: GaussianOutputs) -> tuple[jax.Array, jax.Array]:
@@ -105,14 +115,15 @@ def prediction_from_gaussian(
     key: jax.Array,
     num_samples: int,
     *,
+    logit_temperature: float = 1.0,
     variances: bool = False,
 ) -> Finish:
     """What turns Gaussian outputs into predictions in the core's shape: probabilities, or mean and (co)variance."""
     if isinstance(likelihood, Categorical):
         named = link_by_name(link, key=key, num_samples=num_samples)
-        return Probabilities(as_jit_argument(named), layout.core_shape)
+        return Probabilities(as_jit_argument(named), logit_temperature, layout.core_shape)
     if isinstance(likelihood, Bernoulli):
-        return bernoulli_probabilities
+        return LabelProbabilities(logit_temperature)
     return mean_and_variance if variances else _unchanged
 
 
@@ -121,13 +132,13 @@ def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
 
 
 def prediction_from_samples(
-    likelihood: Likelihood, layout: OutputLayout, *, variances: bool = False
+    likelihood: Likelihood, layout: OutputLayout, *, logit_temperature: float = 1.0, variances: bool = False
 ) -> Callable[[jax.Array], Any]:
     """What turns sampled outputs ``(S, B, *core_shape)`` into the same kind of prediction, in the model's shape."""
     if isinstance(likelihood, Categorical):
-        return lambda samples: layout.to_model(jax.nn.softmax(samples, axis=-1).mean(0))
+        return lambda samples: layout.to_model(jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0))
     if isinstance(likelihood, Bernoulli):
-        return lambda samples: layout.to_model(jax.nn.sigmoid(samples).mean(0))
+        return lambda samples: layout.to_model(jax.nn.sigmoid(samples / logit_temperature).mean(0))
     if variances:
         return lambda samples: (layout.to_model(samples.mean(0)), layout.to_model(_variance(samples)))
     finish = InModelShape(as_jit_argument(_unchanged), layout)

@@ -25,7 +25,7 @@ from jax_core.posterior import Posterior
 from jax_core.predictive import joint_predictive, linearized_predictive, marginal_predictive, sampled_predictive
 from jax_core.xla.compiled import as_jit_argument
 
-_JACOBIAN_BYTES = 2**30  # of one example
+JACOBIAN_BYTES = 2**30  # of one example
 _COVARIANCE_BYTES = 2**30  # of a batch
 _BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
 
@@ -39,6 +39,7 @@ class Request:
     num_samples: int
     key: jax.Array
     variances: bool
+    logit_temperature: float = 1.0
 
 
 def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) -> Any:
@@ -47,14 +48,19 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
     variances = request.variances or _too_large(fit, x)
     if request.pred_type == "nn":
         drawn = {"key": request.key, "num_samples": request.num_samples}
-        finish = prediction_from_samples(likelihood, layout, variances=variances)
+        finish = prediction_from_samples(
+            likelihood, layout, logit_temperature=request.logit_temperature, variances=variances
+        )
         return _pushed(
             fit, x, lambda model_fn, inputs: finish(sampled_predictive(model_fn, posterior, **drawn)(inputs))
         )
-    how = (request.link, request.key, request.num_samples)
-    inner = prediction_from_gaussian(likelihood, layout, *how, variances=variances)
+    link = link_for(fit, request.link)
+    how = (link, request.key, request.num_samples)
+    inner = prediction_from_gaussian(
+        likelihood, layout, *how, logit_temperature=request.logit_temperature, variances=variances
+    )
     last = InModelShape(as_jit_argument(inner), layout)
-    predictive = _predictive_for(fit, request.link, variances=variances)
+    predictive = _predictive_for(fit, link, variances=variances)
     return _pushed(fit, x, lambda model_fn, inputs: predictive(model_fn, posterior, finish=last)(inputs))
 
 
@@ -93,6 +99,13 @@ def _as_of_one(fit: FittedModel, first: torch.Tensor, result: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(of_one) if tuple(leaf.shape) == full else leaf, result)
 
 
+def link_for(fit: FittedModel, link: LinkName) -> LinkName:
+    """What ``"auto"`` stands for: the best link whose moments are at hand."""
+    if link != "auto":
+        return link
+    return "mean_field_2" if fit.jacobian_bytes <= JACOBIAN_BYTES else "probit"
+
+
 def _is_regression(fit: FittedModel) -> bool:
     return not isinstance(fit.loss.likelihood, Categorical | Bernoulli)
 
@@ -117,7 +130,7 @@ def _predictive_for(fit: FittedModel, link: LinkName, *, variances: bool) -> Cal
     Raises:
         ValueError: If they do not.
     """
-    if fit.jacobian_bytes <= _JACOBIAN_BYTES:
+    if fit.jacobian_bytes <= JACOBIAN_BYTES:
         return linearized_predictive
     likelihood = fit.loss.likelihood
     by_variance = isinstance(likelihood, Categorical) and link in _BY_VARIANCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bridge import hyperparameters
 from bridge.against_torch import compare_outputs
 from bridge.description import Description
 from bridge.fitting import FittedModel, with_noise
@@ -17,6 +18,7 @@ from bridge.tracing.checks import unwrap
 from jax_core.fit import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.posterior import Evidence, Posterior, log_marginal_likelihood
+from jax_core.tuning import Report, Tuned
 
 
 class LaplaceState(Description):
@@ -32,6 +34,7 @@ class LaplaceState(Description):
         self._fit: FittedModel | None = None
         self._posterior: Posterior | None = None
         self._verified = True
+        self._report: Report | None = None
 
     def loss_for(self, layout: OutputLayout, hyper: Hyperparameters) -> Loss:
         """The loss with the noise per output in it."""
@@ -41,13 +44,32 @@ class LaplaceState(Description):
         hyper = dataclasses.replace(self._hyper, **values)
         if self._fit is not None:
             self._posterior = self._fit.posterior(hyper.prior_precision, hyper.scale, self.order)
-        self._hyper = hyper
+        self._hyper, self._report = hyper, None
+
+    def take(self, tuned: Tuned) -> None:
+        """Use what a search has found."""
+        found = {"prior_precision": hyperparameters.prior_precision(tuned.prior_precision, self.order)}
+        for name in ("logit_temperature", "sigma_noise"):
+            value = getattr(tuned, name)
+            found |= {} if value is None else {name: value}
+        self._change(**found)
+        self._report = tuned.report
+
+    def report(self) -> Report:
+        """What the latest search has chosen by what, beside the figures of the network; made to be printed.
+
+        Raises:
+            RuntimeError: If nothing was tuned, or a hyperparameter was set since.
+        """
+        if self._report is None:
+            raise RuntimeError("Nothing is tuned, or was set by hand since. Call optimize_prior_precision() first.")
+        return self._report
 
     def adopt(self, fit: FittedModel, hyper: Hyperparameters, *, verified: bool = True) -> None:
         """Take a fit for one's own; ``verified`` says whether its trace was compared with torch."""
         self.order = self.current_order()
         self._posterior = fit.posterior(hyper.prior_precision, hyper.scale, self.order)
-        self._fit, self._hyper, self._verified = fit, hyper, verified
+        self._fit, self._hyper, self._verified, self._report = fit, hyper, verified, None
 
     @property
     def is_fitted(self) -> bool:

@@ -132,4 +132,6 @@ class Posterior(ShortRepr):
 
 
 def _quadratic(inverse: Operator, root: Array, rows: Array) -> Array:
+    if jnp.ndim(root) == 0:  # products with the rows are then shared by all priors of a grid
+        return inverse.quadratic(rows) * root**2
     return inverse.quadratic(rows * root)

@@ -27,6 +27,10 @@ class GaussianOutputs(NamedTuple):
     mean: Float[Array, "B C"]
     covariance: Float[Array, "B C C"]
 
+    def divided(self, temperature: Array | float) -> GaussianOutputs:
+        r"""Those of $f / T$ (temperature scaling; Guo et al., 2017, arXiv:1706.04599)."""
+        return GaussianOutputs(self.mean / temperature, self.covariance / temperature**2)
+
 
 def linearized_predictive(
     model_fn: ModelFn, posterior: Posterior, finish: Callable[[GaussianOutputs], Any] | None = None

@@ -3,10 +3,11 @@
 from jax_core.tuning.evidence import evidence_loss, evidence_on_grid, maximize_evidence, spectrum
 from jax_core.tuning.held_out import Objective, Score, held_out_losses, objective_by_name, predictions_on_grid
 from jax_core.tuning.search import gradient_descent, grid_search, log_grid
-from jax_core.tuning.tuned import Tuned
+from jax_core.tuning.tuned import Report, Tuned
 
 __all__ = [
     "Objective",
+    "Report",
     "Score",
     "Tuned",
     "evidence_loss",

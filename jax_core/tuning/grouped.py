@@ -3,9 +3,9 @@ r"""A curvature's spectrum in groups, so that one pass of Jacobians serves every
 With $A = Q\,[\operatorname{diag}(d) + U S U^\top]\,Q^\top$ a covariance under the precision $\tau$ is
 $\tilde J \Delta \tilde J^\top - \tilde J \Delta U S^{1/2} M^{-1} S^{1/2} U^\top \Delta \tilde J^\top$ with
 $\Delta = (d + \tau)^{-1}$ and $M = I + S^{1/2} U^\top \Delta U S^{1/2}$: $\tau$ stands between the rows
-$\tilde J = J Q$ and themselves. Where $d$ is one number for a group of coordinates it stands outside, and the products of each group are
-made once. Groups are neighbours in the sorted spectrum, the largest alone, the others of growing size up to a
-hundred-and-twentieth of all, each with the mean of its $d$.
+$\tilde J = J Q$ and themselves. Where $d$ is one number for a group of coordinates it stands outside, and the products
+of each group are made once. Groups are neighbours in the sorted spectrum, the largest alone, the others of growing size
+up to a hundred-and-twentieth of all, each with the mean of its $d$.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +103,14 @@ def _log_det_ratio(grouped: GroupedSpectrum, precision: Array) -> Array:
     return total + jnp.linalg.slogdet(inner + jnp.eye(inner.shape[0], dtype=inner.dtype))[1]
 
 
-def is_grouped(curvature: Any) -> bool:
+def is_grouped(curvature: Any) -> TypeGuard[BlockDiagonal | BlockLowRank]:
     """Whether a curvature's spectrum is taken in groups: that of blocks."""
     return isinstance(curvature, BlockDiagonal | BlockLowRank)
+
+
+def blocks_of(curvature: BlockDiagonal | BlockLowRank) -> tuple[Any, ...]:
+    """Its blocks."""
+    return curvature.blocks.parts if isinstance(curvature, BlockLowRank) else curvature.parts
 
 
 def covariances(

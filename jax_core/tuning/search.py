@@ -26,6 +26,18 @@ def log_grid(low: float = 1e-4, high: float = 1e6, num: int = 21) -> np.ndarray:
     return np.geomspace(low, high, num)
 
 
+def checked_grid(precisions: Any) -> np.ndarray:
+    """Precisions in ascending order.
+
+    Raises:
+        ValueError: If there is none, or one is not positive and finite.
+    """
+    grid = np.sort(np.asarray(precisions, np.float64).reshape(-1))
+    if not (grid.size and np.isfinite(grid).all() and (grid > 0).all()):
+        raise ValueError(f"The grid {grid} must hold positive, finite prior precisions.")
+    return grid
+
+
 def grid_search(losses: Callable[[np.ndarray], np.ndarray], precisions: Any = None) -> Tuned:
     """The precision of a grid with the smallest loss.
 
@@ -40,9 +52,7 @@ def grid_search(losses: Callable[[np.ndarray], np.ndarray], precisions: Any = No
     Warns:
         UserWarning: If the smallest loss lies at an edge of the grid.
     """
-    grid = np.sort(np.asarray(log_grid() if precisions is None else precisions, np.float64).reshape(-1))
-    if not (grid.size and np.isfinite(grid).all() and (grid > 0).all()):
-        raise ValueError(f"The grid {grid} must hold positive, finite prior precisions.")
+    grid = checked_grid(log_grid() if precisions is None else precisions)
     found = np.asarray(losses(grid), np.float64)
     if not np.isfinite(found).any():
         raise ValueError("No prior precision of the grid has a finite loss. Look at the predictions and the targets.")

@@ -229,7 +229,7 @@ def mutated(data, seed):
     draw = random.Random(seed)
     out = bytearray(data)
     for _ in range(draw.randint(1, 4)):
-        at, length = draw.randrange(len(out)), draw.choice([1, 1, 2, 8, 64])
+        at, length = draw.randrange(max(len(out), 1)), draw.choice([1, 1, 2, 8, 64])
         kind = draw.randrange(4)
         if kind == 0:
             out[at : at + length] = bytes(draw.randrange(256) for _ in range(length))

@@ -22,7 +22,7 @@ from laplax.curv.utils import LowRankTerms
 from laplax.eval import predictives, pushforward
 from torch.utils.data import DataLoader, TensorDataset
 
-from bridge.prediction import bernoulli_probabilities
+from bridge.prediction import LabelProbabilities
 from jax_core import (
     FitOptions,
     GaussianOutputs,
@@ -184,7 +184,7 @@ def test_probability_of_a_label_is_laplace_torchs_of_two_classes():
     """The sigmoid of one logit ``f`` is the softmax of the two logits ``(0, f)``."""
     both = peers("mlp", "cross_entropy", "full")
     mean, covariance = both.peer._glm_predictive_distribution(both.carried.inputs)
-    found = bernoulli_probabilities(GaussianOutputs(jnp.asarray(mean.numpy()), jnp.asarray(covariance.numpy())))
+    found = LabelProbabilities(1.0)(GaussianOutputs(jnp.asarray(mean.numpy()), jnp.asarray(covariance.numpy())))
     peer = copy.copy(both.peer)
     for label in range(3):
         logits = torch.stack([torch.zeros(len(mean)), mean[:, label]], dim=-1)

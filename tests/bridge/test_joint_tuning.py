@@ -1,0 +1,190 @@
+"""Precision and logit temperature, or precision and noise, as torch code meets them; the figures hold for ``la(x)``."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bridge import Laplace
+from jax_core.likelihoods import Custom, Poisson
+from tests.bridge.dense import fit, silent
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def data(n=60):
+    x = torch.randn(n, 4, generator=GENERATOR)
+    logits = 2 * x[:, :3] + x[:, 3:]
+    y = torch.multinomial(logits.softmax(-1), 1, generator=GENERATOR).squeeze(-1)
+    return x, y, logits + 0.3 * torch.randn(n, 3, generator=GENERATOR)
+
+
+GRID = np.geomspace(0.1, 1e4, 9)  # the default has eight times as many
+TRAIN, HELD, NEW = data(40), data(200), data(1000)
+KINDS = {"classification": F.cross_entropy, "multilabel": F.binary_cross_entropy_with_logits}
+
+
+def targets(split, kind):
+    x, y, values = split
+    return x, {"classification": y, "multilabel": (values > 0).float(), "regression": values}[kind]
+
+
+def trained(kind="classification", steps=400):
+    """So long on so few that it is too sure."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3))
+    x, y = targets(TRAIN, kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (F.mse_loss(model(x), y) if kind == "regression" else KINDS[kind](model(x), y)).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["classification", "multilabel"])
+def classifier(request):
+    return request.param, fit(trained(request.param), *targets(TRAIN, request.param), request.param)
+
+
+def loss(p, y):
+    """Nats a sample."""
+    if y.is_floating_point():
+        return float(F.binary_cross_entropy(p, y, reduction="sum")) / len(y)
+    return float(F.nll_loss(p.log(), y))
+
+
+def certain(kind, logits):
+    return logits.softmax(-1) if kind == "classification" else logits.sigmoid()
+
+
+def test_held_out_figures_are_those_of_predictions(classifier):
+    kind, la = classifier[0], copy.deepcopy(classifier[1])
+    x, y = targets(HELD, kind)
+    tuned = la.optimize_prior_precision(val_loader=[(x[:150], y[:150]), (x[150:], y[150:])], grid=GRID)
+    report, logits = la.report(), la.model(x).detach()
+    assert (la.prior_precision, la.logit_temperature) == (tuned.prior_precision, tuned.logit_temperature)
+    np.testing.assert_allclose(report.chosen, loss(la(x), y), rtol=1e-3)
+    np.testing.assert_allclose(report.network, loss(certain(kind, logits), y), rtol=2e-3)
+    np.testing.assert_allclose(report.scaled, loss(certain(kind, logits / report.scaling_temperature), y), rtol=1e-3)
+    assert report.chosen <= report.scaled <= report.network
+    assert "200 held-out samples" in str(report)
+    assert f"{report.chosen:.4f}" in str(report)
+
+
+def test_tuned_predictions_are_better_on_new_data(classifier):
+    kind, la = classifier[0], copy.deepcopy(classifier[1])
+    x, y = targets(NEW, kind)
+    network = loss(certain(kind, la.model(x).detach()), y)
+    la.optimize_prior_precision(val_loader=[targets(HELD, kind)], grid=GRID)
+    assert loss(la(x), y) < 0.9 * network
+    la.optimize_prior_precision(grid=GRID)
+    assert "training samples" in str(la.report())
+    assert loss(la(x), y) < network
+
+
+def test_evidence_warns_where_its_predictions_are_worse_than_the_networks():
+    la = fit(trained(), *TRAIN[:2])
+    with pytest.warns(UserWarning, match=r"worse than the network's.*nats.*val_loader="):
+        la.optimize_prior_precision("marglik")
+    assert la.report().chosen > la.report().network
+
+
+def test_evidence_does_not_warn_where_they_are_not():
+    x, y, _ = NEW
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200)
+
+    def closure():
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(x), y)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    la = fit(model, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        la.optimize_prior_precision("marglik")
+    assert la.report().chosen <= la.report().network
+
+
+def test_noise_of_a_regression_is_found_with_its_precision():
+    x, y = targets(HELD, "regression")
+    new_x, new_y = targets(NEW, "regression")
+
+    def density(la):
+        mean, variance = la(new_x, diagonal_output=True)
+        return float(torch.distributions.Normal(mean, (variance + la.sigma_noise**2).sqrt()).log_prob(new_y).mean())
+
+    la = fit(trained("regression"), *targets(TRAIN, "regression"), "regression")
+    before = density(la)
+    tuned = la.optimize_prior_precision(val_loader=[(x, y)], grid=GRID)
+    assert la.sigma_noise == pytest.approx(tuned.sigma_noise)
+    mean, variance = la(x, diagonal_output=True)
+    found = -torch.distributions.Normal(mean, (variance + la.sigma_noise**2).sqrt()).log_prob(y).mean()
+    np.testing.assert_allclose(la.report().chosen, float(found), rtol=1e-3)
+    assert la.report().chosen <= la.report().network + 1e-9
+    assert density(la) > before
+    la.optimize_prior_precision()
+    best = la.log_marginal_likelihood()
+    for factor in (0.9, 1.1):
+        for name in ("prior_precision", "sigma_noise"):
+            other = copy.deepcopy(la)
+            setattr(other, name, getattr(la, name) * factor)
+            assert other.log_marginal_likelihood() < best
+
+
+def test_noise_per_output_is_kept():
+    la = fit(trained("regression"), *targets(TRAIN, "regression"), "regression", sigma_noise=[0.2, 0.3, 0.4])
+    for call in (
+        la.optimize_prior_precision,
+        lambda: la.optimize_prior_precision(val_loader=[targets(HELD, "regression")]),
+    ):
+        assert call().sigma_noise is None
+        assert la.sigma_noise.tolist() == [0.2, 0.3, 0.4]
+
+
+def test_likelihoods_without_a_predictive_density_take_the_evidence_or_a_score():
+    x, y, _ = TRAIN
+    for likelihood in (Poisson(), Custom(lambda f, t: ((f - t) ** 2).sum())):
+        la = fit(trained(), x, torch.randint(0, 5, (40, 3)).float(), likelihood)
+        with pytest.raises(ValueError, match=r"no predictive density.*'marglik'.*objective="):
+            la.optimize_prior_precision(val_loader=[(x, y)])
+        assert "evidence" in str((silent(la.optimize_prior_precision), la.report())[1])
+
+
+def test_a_report_belongs_to_what_it_reports():
+    la = fit(trained(), *TRAIN[:2])
+    with pytest.raises(RuntimeError, match="optimize_prior_precision"):
+        la.report()
+    la.optimize_prior_precision(val_loader=[HELD[:2]], grid=GRID)
+    assert la.report() == copy.deepcopy(la).report()
+    la.prior_precision = 3.0
+    with pytest.raises(RuntimeError, match="set by hand"):
+        la.report()
+
+
+def test_positions_of_a_segmentation_share_a_temperature():
+    torch.manual_seed(0)
+    model = nn.Conv1d(2, 3, 3, padding=1)
+    x, y = torch.randn(12, 2, 5), torch.randint(0, 3, (12, 5))
+    y[0, :2] = -100
+    la = fit(model, x, y, nn.CrossEntropyLoss())
+    la.optimize_prior_precision(val_loader=[(x, y)], grid=GRID)
+    expected = F.nll_loss(la(x).log(), y)
+    np.testing.assert_allclose(la.report().chosen, float(expected), rtol=1e-3)
+    np.testing.assert_allclose(la.report().network, float(F.cross_entropy(model(x).detach(), y)), rtol=1e-4)
+
+
+def test_too_large_a_jacobian_is_refused_with_a_remedy(monkeypatch):
+    la = fit(trained(), *TRAIN[:2])
+    monkeypatch.setattr("bridge.joint_tuning.JACOBIAN_BYTES", 10)
+    with pytest.raises(ValueError, match=r"GiB here.*'marglik'"):
+        la.optimize_prior_precision(grid=GRID)
+    assert isinstance(la, Laplace)
