@@ -19,9 +19,11 @@ from bridge.hyperparameters import Hyperparameters
 from bridge.losses import describe
 from bridge.options import LinkName, one_of
 from bridge.outputs import OutputLayout
+from bridge.parameter_order import ParameterOrder
 from bridge.precision import in_float32
 from bridge.serialization import Record, pack, unpack
 from bridge.state import LaplaceState
+from bridge.subset import Subset, covering
 from bridge.template import InputTemplate
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
@@ -82,6 +84,7 @@ def to_bytes(la: LaplaceState) -> bytes:
     described = {
         "structure": la.options.structure,
         "curvature": kinds_of(curvature),
+        "subset": dataclasses.asdict(fit.subset),
         "likelihood": describe(la.likelihood),
         "link": la.link_approx,
         "temperature": hyper.temperature,
@@ -111,18 +114,43 @@ def check_description(record: Record, la: LaplaceState) -> None:
                 f"{record.source} holds a posterior with {remedy}={record.described[name]!r}, this Laplace has "
                 f"{ours!r}. Construct it with the {remedy} that was saved."
             )
-    covered = [[name, list(shape)] for name, shape in zip(la.order.names, la.order.shapes, strict=True)]
+    subset, order = covered_by(record, la)
+    if (subset.kind, subset.name) != (la.subset.kind, la.subset.name or subset.name):
+        raise ValueError(
+            f"{record.source} holds a posterior over {_told(subset)}, this Laplace is about {_told(la.subset)}. "
+            "Construct it with the subset_of_weights and last_layer_name that were saved."
+        )
+    covered = [[name, list(shape)] for name, shape in zip(order.names, order.shapes, strict=True)]
     if record.described["parameters"] != covered:
-        odd = {name for name, _ in record.described["parameters"]} ^ set(la.order.names)
+        odd = {name for name, _ in record.described["parameters"]} ^ set(order.names)
         raise ValueError(
             f"{record.source} covers other parameters than this model has with requires_grad=True"
             f"{': ' + ', '.join(sorted(odd)[:5]) if odd else ' (other shapes)'}. Set requires_grad as it was at fit."
         )
 
 
+def covered_by(record: Record, la: LaplaceState) -> tuple[Subset, ParameterOrder]:
+    """What a record's posterior covers, and its parameters as this Laplace's model has them.
+
+    Raises:
+        ValueError: If the model has no module of that name.
+    """
+    subset = Subset(**record.described.get("subset", {}))  # files of earlier versions cover all
+    if subset.name is not None:
+        subset = Subset.checked(subset.kind, subset.name, la.model)
+    return subset, ParameterOrder.of(la.model, subset.names(la.model))
+
+
+def _told(subset: Subset) -> str:
+    if subset.kind == "all":
+        return "all weights"
+    return "the last layer" if subset.name is None else f"the last layer {subset.name!r}"
+
+
 def restore(record: Record, la: LaplaceState) -> LaplaceState:
     """Give a Laplace the posterior of a record; see :func:`load`."""
     check_description(record, la)
+    subset, order = covered_by(record, la)
     described, tensors = record.described, record.tensors
     if described["weights"] != digest(la.model):
         raise ValueError(
@@ -132,8 +160,8 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     one_of("link", described["link"], LinkName)
     values = {name: tensors[name].numpy() for name in _ARRAYS}
     hyper = Hyperparameters(
-        hyperparameters.prior_precision(values["prior_precision"], la.order),
-        hyperparameters.prior_mean(values["prior_mean"], la.order),
+        hyperparameters.prior_precision(values["prior_precision"], order),
+        hyperparameters.prior_mean(values["prior_mean"], order),
         hyperparameters.sigma_noise(values["sigma_noise"]),
         hyperparameters.temperature(described["temperature"]),
         # a file of before this was a hyperparameter has none
@@ -141,12 +169,14 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     )
     template, layout = InputTemplate.of_record(described["template"]), OutputLayout.of_record(described["layout"])
     network = in_float32(unwrap(la.model))
-    traced = trace_for_fit(network, template.example(), la.reading.tracer, verify=False)
+    with covering(network, subset.names(network)):
+        traced = trace_for_fit(network, template.example(), la.reading.tracer, verify=False)
     named = {name.removeprefix("curvature."): t for name, t in tensors.items() if name.startswith("curvature.")}
     curvature = operator_of(described["curvature"], on_device_of(traced.params, to_jax(named)))
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     loss = la.loss_for(layout, hyper)
-    la.adopt(FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model)), hyper, verified=False)
+    fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset)
+    la.adopt(fit, hyper, verified=False)
     la.link_approx = described["link"]
     return la

@@ -14,6 +14,7 @@ from bridge.hyperparameters import Hyperparameters, Value, shown
 from bridge.losses import Loss
 from bridge.options import LinkName, one_of, whole
 from bridge.parameter_order import ParameterOrder
+from bridge.subset import Subset
 from jax_core.fit import PER_LAYER, FitOptions
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 
@@ -27,6 +28,7 @@ class Description(nn.Module):
         loss: Loss,
         options: FitOptions,
         reading: ReadOptions,
+        subset: Subset,
         *,
         link_approx: LinkName,
         n_samples: int,
@@ -40,7 +42,8 @@ class Description(nn.Module):
         """Validate and keep the description."""
         super().__init__()
         self.model, self.loss, self.options, self.reading, self.seed = model, loss, options, reading, seed
-        self.order = ParameterOrder.of(model)
+        self.subset = subset
+        self.order = ParameterOrder.of(model, subset.names(model))
         self.link_approx, self.n_samples = link_approx, n_samples
         self._hyper = Hyperparameters(
             self._prior(prior_precision),
@@ -171,17 +174,18 @@ class Description(nn.Module):
     def _change(self, **values: Any) -> None:
         self._hyper = dataclasses.replace(self._hyper, **values)
 
-    def current_order(self) -> ParameterOrder:
-        """The parameters that a fit would cover now.
+    def current_order(self, subset: Subset | None = None) -> ParameterOrder:
+        """The parameters that a fit would cover now, of another subset if one is given.
 
         Raises:
             ValueError: If they are no longer those that a hyperparameter was given for, one number each.
         """
-        order = ParameterOrder.of(self.model)
+        order = ParameterOrder.of(self.model, (subset or self.subset).names(self.model))
         each = [n for n in ("prior_precision", "prior_mean") if not isinstance(getattr(self._hyper, n), float | int)]
         if order != self.order and each:
             raise ValueError(
-                f"{each[0]} was given per parameter, and since then other parameters have requires_grad=True. "
-                "Construct the Laplace anew, after freezing."
+                f"{each[0]} was given per parameter of {', '.join(self.order.names[:3])}, ..., and the fit covers "
+                f"{', '.join(order.names[:3])}, ...: since then other parameters have requires_grad=True, or another "
+                "layer is the last. Construct the Laplace anew, after freezing, or with last_layer_name=."
             )
         return order

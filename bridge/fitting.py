@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,7 +15,8 @@ from torch import nn
 
 from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
 from bridge.dataloader import ToBatch, check_inputs, passes_over, read_first
-from bridge.hyperparameters import Hyperparameters, Value, in_core
+from bridge.fitted_model import FittedModel
+from bridge.hyperparameters import Hyperparameters, Value
 from bridge.independence import output_shapes
 from bridge.losses import Loss, describe
 from bridge.one_example import OneExample
@@ -23,19 +24,18 @@ from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
 from bridge.placement import compiling_for, device_of, place_of
 from bridge.precision import in_float32
+from bridge.retrace import described, refreshed
+from bridge.subset import Subset, covering
 from bridge.targets import TargetCheck
 from bridge.template import InputTemplate
-from bridge.tracing import TracedModel, trace
+from bridge.tracing import MismatchError, TracedModel, trace
 from bridge.tracing.checks import unwrap
 from bridge.weights import WeightWatch, digest
 from jax_core.data.batches import Batch
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import Cache, LoaderPasses
-from jax_core.fit import FitOptions, Fitted, fit_curvature
+from jax_core.fit import FitOptions, fit_curvature
 from jax_core.likelihoods import Categorical, Gaussian
-from jax_core.operators import Operator
-from jax_core.posterior import Posterior, prior_vector
-from jax_core.types import Params
 
 Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]
 
@@ -50,50 +50,6 @@ class ReadOptions:
     progress: bool = True
 
 
-@dataclass(frozen=True)
-class FittedModel:
-    """A traced model with the curvature at its weights.
-
-    Attributes:
-        traced: The model in JAX.
-        fitted: The curvature.
-        template: Inputs by their shapes and types.
-        layout: Of the outputs.
-        loss: What was fitted; noise per output is in its likelihood.
-        watch: Notices when the module's weights change.
-        seen: A batch or two of the data; none of a fit that was read from a file.
-    """
-
-    traced: TracedModel
-    fitted: Fitted
-    template: InputTemplate
-    layout: OutputLayout
-    loss: Loss
-    watch: WeightWatch
-    seen: tuple[Batch, ...] = ()
-
-    @property
-    def model_fn(self) -> OneExample:
-        """The model of one example."""
-        return OneExample.of(self.traced, self.layout, self.loss)
-
-    @property
-    def params(self) -> Params:
-        """The trained weights."""
-        return self.traced.params
-
-    @property
-    def jacobian_bytes(self) -> int:
-        """What the Jacobian of one example's outputs takes."""
-        leaves = jax.tree.leaves(self.params)
-        return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
-
-    def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
-        """The posterior under a prior, with the curvature times ``scale``."""
-        vector = prior_vector(in_core(prior, order.to_core), self.params)
-        return _posterior(self.params, self.fitted.curvature, scale, vector)
-
-
 def fit_module(
     model: nn.Module,
     loader: Iterable[Any],
@@ -101,13 +57,17 @@ def fit_module(
     options: FitOptions,
     reading: ReadOptions,
     hyper: Hyperparameters,
+    subset: Subset,
     *,
     seed: int,
     num_total_samples: int | None,
     to_batch: ToBatch | None,
     checkpoint: str | Path | None,
+    before: FittedModel | None = None,
 ) -> FittedModel:
     """Check what was asked for, trace the model, read the data, reduce the curvature, compare with torch.
+
+    The trace of an earlier fit is taken up where the model differs from that in its weights alone.
 
     Raises:
         ValueError: If data or rank do not fit the model.
@@ -115,24 +75,59 @@ def fit_module(
         TraceError: If the model cannot be traced, or samples of a batch see one another.
         MismatchError: If the traced model is not the torch model.
     """
-    options.check(ParameterOrder.of(model).size)
+    what = (model, loader, loss, options, reading, hyper, subset)
+    how = {"seed": seed, "num_total_samples": num_total_samples, "to_batch": to_batch, "checkpoint": checkpoint}
+    try:
+        return _fit(*what, **how, before=before)
+    except MismatchError:
+        if before is None or isinstance(loader, Iterator):
+            raise
+    return _fit(*what, **how)  # of a trace that is not kept
+
+
+def _fit(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss,
+    options: FitOptions,
+    reading: ReadOptions,
+    hyper: Hyperparameters,
+    subset: Subset,
+    *,
+    seed: int,
+    num_total_samples: int | None,
+    to_batch: ToBatch | None,
+    checkpoint: str | Path | None,
+    before: FittedModel | None = None,
+) -> FittedModel:
     first, loader = read_first(loader, to_batch)
     network = in_float32(unwrap(model))
     inputs = on_device(network, in_float32(first.input))
     template = InputTemplate.of(inputs)
+    subset = subset.found(network, inputs)
+    order = ParameterOrder.of(model, subset.names(model))
+    options.check(order.size)
 
-    traced = trace_for_fit(network, inputs, reading.tracer)
-    layout = output_layout(network, inputs, loss)
+    with covering(network, subset.names(network)):
+        look = (template, reading.tracer, described(network))
+        traced = None if before is None or before.look != look else refreshed(before.traced, network)
+        if traced is None or before is None:
+            before = None
+            traced = trace_for_fit(network, inputs, reading.tracer)
+            layout = output_layout(network, inputs, loss)
+        else:
+            layout = before.layout
     loss = with_noise(loss, hyper.sigma_noise, layout)
     model_fn = OneExample.of(traced, layout, loss)
-    warn_of_outputs(network, inputs, loss, layout)
+    if before is None:
+        warn_of_outputs(network, inputs, loss, layout)
 
     batches = KeptBatches(batch_check(traced, loss, layout), seed)
     passes = checked_passes(loader, traced, batches, reading, to_batch)
     passes.preload()
     kept = None
     if checkpoint is not None:
-        kept = Checkpoint(checkpoint, identity(model, loss, layout, options, seed))
+        kept = Checkpoint(checkpoint, identity(model, order, loss, layout, options, seed))
 
     with compiling_for(place_of(traced.params)):
         key = jax.random.key(seed)
@@ -140,16 +135,18 @@ def fit_module(
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
     seen = tuple(batch for _, batch in batches.kept)
-    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), seen)
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen)
 
 
-def identity(model: nn.Module, loss: Loss, layout: OutputLayout, options: FitOptions, seed: int) -> str:
+def identity(
+    model: nn.Module, order: ParameterOrder, loss: Loss, layout: OutputLayout, options: FitOptions, seed: int
+) -> str:
     """What the state of a fit depends on beside the data, as a hash."""
     how = dataclasses.replace(options, progress=False)  # a bar changes nothing
     noise = getattr(loss.likelihood, "noise", None)
     parts = (
         digest(model),
-        ParameterOrder.of(model),
+        order,
         describe(loss.likelihood),
         noise,
         loss.class_axis,
@@ -237,11 +234,6 @@ def checked_passes(
         cache_bytes=reading.cache_bytes,
         progress=reading.progress,
     )
-
-
-@jax.jit
-def _posterior(mean: Params, curvature: Operator, scale: jax.Array | float, prior: jax.Array) -> Posterior:
-    return Posterior.create(mean, curvature.rescale(scale), prior)
 
 
 @jax.jit

@@ -95,7 +95,7 @@ def _on_seen(
         )
     return penalized_search(
         *_model(la, fit),
-        _at_most(fit.seen, _SEEN),
+        [Batch(fit.features(batch.input), batch.target) for batch in _at_most(fit.seen, _SEEN)],
         **_family(la, fit),
         precisions=precisions,
         temperatures=temperatures,
@@ -111,7 +111,7 @@ def _with_noise(la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], pr
     curvature = fit.fitted.curvature.rescale(1 / la.temperature if scalar else la.hyperparameters.scale)
     outputs = fit.layout.size
     residuals, spreads = [], []
-    for part, target in parts_with_targets(fit.model_fn, fit.params, curvature, batches, precisions, 1):
+    for part, target in parts_with_targets(fit.split.head, fit.params, curvature, batches, precisions, 1):
         residuals.append(np.asarray(target.reshape(-1) - part.mean[:, 0], np.float64).reshape(-1, outputs))
         spread = np.asarray(part.covariance[:, :, 0, 0], np.float64)  # (b outputs, T)
         spreads.append(np.moveaxis(spread.reshape(-1, outputs, len(precisions)), 1, 2))
@@ -129,7 +129,7 @@ def _with_noise(la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], pr
 
 
 def _model(la: LaplaceState, fit: FittedModel) -> tuple[Any, Any, Any]:
-    return fit.model_fn, fit.params, fit.fitted.curvature.rescale(la.hyperparameters.scale)
+    return fit.split.head, fit.params, fit.fitted.curvature.rescale(la.hyperparameters.scale)
 
 
 def _family(la: LaplaceState, fit: FittedModel) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from bridge.keeping import KeptLaplace
 from bridge.losses import to_loss
 from bridge.options import LinkName, PredictionType, one_of, whole
 from bridge.predictives import Request, distribution, predict
+from bridge.subset import Subset, WeightSubset
 from bridge.tuning import TuningMethod, chosen_method, tune
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
@@ -45,8 +46,10 @@ class Laplace(KeptLaplace):
         self,
         model: nn.Module,
         likelihood: str | nn.Module | Likelihood = "classification",
-        *,
+        subset_of_weights: WeightSubset = "all",
         hessian_structure: Structure = "lowrank",
+        *,
+        last_layer_name: str | None = None,
         method: Method = "auto",
         rank: int = 100,
         passes: int = 1,
@@ -70,7 +73,12 @@ class Laplace(KeptLaplace):
             likelihood: ``"classification"`` (classes on the last axis of the outputs), ``"regression"``,
                 ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
                 as torch has them), or a likelihood of ``jax_core``.
+            subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"`` or those of the ``"last_layer"``
+                alone: what lies before it runs once for each batch.
             hessian_structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
+            last_layer_name: The module that ``"last_layer"`` is about; by default the one through whose output alone
+                parameters reach the model's, found on the first batch that is fitted (before, and for numbers given per
+                parameter, it is taken to be the one registered last).
             method: How a low rank is found: ``"lanczos"``, ``"block_lanczos"``, ``"nystrom"``, ``"gram"``,
                 ``"lobpcg"``, or ``"auto"``, the cheapest by a cost model; :attr:`plan` says what it chose and why.
             rank: Eigenpairs of a low rank.
@@ -111,6 +119,7 @@ class Laplace(KeptLaplace):
             to_loss(likelihood),
             FitOptions(**how, progress=progress),
             ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress),
+            Subset.checked(subset_of_weights, last_layer_name, model),
             link_approx=link_approx,
             n_samples=n_samples,
             seed=seed,
@@ -148,7 +157,8 @@ class Laplace(KeptLaplace):
 
         Raises:
             ValueError: If the loader is empty, a batch holds NaN or targets that do not fit, shapes differ between
-                batches, or the rank exceeds the number of parameters.
+                batches, the rank exceeds the number of parameters, or no single layer is the last and one was asked
+                for.
             TypeError: If targets or batches are of the wrong type.
             TraceError: If the model cannot be traced, or samples of a batch see one another.
             MismatchError: If the traced model does not give what torch gives.
@@ -156,10 +166,10 @@ class Laplace(KeptLaplace):
         if num_total_samples is not None:
             whole("num_total_samples", num_total_samples)
         self.current_order()
-        what = (self.model, train_loader, self.loss, self.options, self.reading, self.hyperparameters)
+        what = (self.model, train_loader, self.loss, self.options, self.reading, self.hyperparameters, self.subset)
         read = {"to_batch": to_batch, "checkpoint": checkpoint}
         try:
-            fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, **read)
+            fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, before=self._fit, **read)
         except KeyboardInterrupt as stop:
             stop.add_note("The fit was interrupted; this Laplace is as it was before.")
             raise
@@ -285,6 +295,8 @@ class Laplace(KeptLaplace):
         """What ``print`` shows beside the model."""
         o = self.options
         shape = f"{o.structure}, method={o.method}, rank={o.rank}" if o.structure == "lowrank" else o.structure
+        covered = "" if self.subset.kind == "all" else f"last_layer={self.subset.name or 'to be found'}, "
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
         divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"
-        return f"{type(self.likelihood).__name__}, {shape}, prior_precision={self.prior_precision}{divided}, {state}"
+        prior = f"prior_precision={self.prior_precision}{divided}"
+        return f"{type(self.likelihood).__name__}, {shape}, {covered}{prior}, {state}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,8 +27,8 @@ class ParameterOrder:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> ParameterOrder:
-        """The parameters with ``requires_grad=True``.
+    def of(cls, model: nn.Module, names: Collection[str] | None = None) -> ParameterOrder:
+        """The parameters with ``requires_grad=True``, or those among some names.
 
         Raises:
             ValueError: If there are none, or one has no shape yet.
@@ -35,7 +36,14 @@ class ParameterOrder:
         lazy = [name for name, p in unwrap(model).named_parameters() if is_lazy(p)]
         if lazy:
             raise ValueError(f"{lazy[0]} of a lazy module has no shape yet. Run the model once on a batch first.")
-        covered = {name: tuple(p.shape) for name, p in unwrap(model).named_parameters() if p.requires_grad}
+        trained = {name: tuple(p.shape) for name, p in unwrap(model).named_parameters() if p.requires_grad}
+        covered = {name: shape for name, shape in trained.items() if names is None or name in names}
+        if names is not None and not covered:
+            held = ", ".join(sorted(names)) or "none"
+            raise ValueError(
+                f"The last layer has no parameter with requires_grad=True (it holds {held}), so there is nothing to be "
+                "uncertain about. Name another module with last_layer_name=."
+            )
         if not covered:
             raise ValueError(
                 "The model has no parameter with requires_grad=True, so there is nothing to be uncertain about. Set it "

@@ -77,7 +77,7 @@ def distribution(fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool)
 
 
 def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any]) -> Any:
-    """What ``push(model_fn, inputs)`` gives for a batch of tensors, as tensors like it."""
+    """What ``push(head, features)`` gives for a batch of tensors, as tensors like it."""
     first = jax.tree.leaves(x)[0]
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(x)):
         warnings.warn(
@@ -87,7 +87,7 @@ def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any]) -> Any:
         )
     inputs = checked_inputs(fit.traced, x)
     with compiling_for(place_of(fit.traced.params)):
-        result = to_torch_like(first, push(fit.model_fn, inputs))
+        result = to_torch_like(first, push(fit.split.head, fit.features(inputs)))
     return _as_of_one(fit, first, result)
 
 
@@ -139,6 +139,6 @@ def _predictive_for(fit: FittedModel, link: LinkName, *, variances: bool) -> Cal
     remedy = "diagonal_output=True" if _is_regression(fit) else "link_approx='probit', which takes variances alone"
     raise ValueError(
         f"The exact covariance of one example's outputs needs a Jacobian of {fit.jacobian_bytes / 2**30:.1f} GiB. Use "
-        f"{remedy}, pred_type='nn', or a last-layer posterior: set requires_grad=False on the other parameters before "
-        "fit."
+        f"{remedy}, pred_type='nn', or a last-layer posterior: subset_of_weights='last_layer', or requires_grad=False "
+        "on the other parameters before fit."
     )

@@ -67,7 +67,7 @@ class LaplaceState(Description):
 
     def adopt(self, fit: FittedModel, hyper: Hyperparameters, *, verified: bool = True) -> None:
         """Take a fit for one's own; ``verified`` says whether its trace was compared with torch."""
-        self.order = self.current_order()
+        self.order, self.subset = self.current_order(fit.subset), fit.subset
         self._posterior = fit.posterior(hyper.prior_precision, hyper.scale, self.order)
         self._fit, self._hyper, self._verified, self._report = fit, hyper, verified, None
 

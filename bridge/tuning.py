@@ -20,8 +20,9 @@ from bridge.placement import compiling_for, place_of
 from bridge.prediction import prediction_from_gaussian
 from bridge.predictives import link_for
 from bridge.state import LaplaceState
-from jax_core.data.passes import LoaderPasses
+from jax_core.data.batches import Batch
 from jax_core.data.trees import get_size
+from jax_core.frozen import FeaturePasses
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from jax_core.operators import Operator
 from jax_core.predictive import GaussianOutputs
@@ -107,23 +108,26 @@ def tune(
         return _by_grid(la, fit, batches, objective, grid)
 
 
-def _held_out(la: LaplaceState, fit: FittedModel, val_loader: Iterable[Any], to_batch: ToBatch | None) -> LoaderPasses:
-    """Held-out batches, checked before any work where they can be kept."""
+def _held_out(
+    la: LaplaceState, fit: FittedModel, val_loader: Iterable[Any], to_batch: ToBatch | None
+) -> Iterable[Batch]:
+    """Held-out batches for the head of a model, checked before any work where they can be kept."""
     check = batch_check(fit.traced, fit.loss, fit.layout)
     _, val_loader = read_first(val_loader, to_batch)
     batches = checked_passes(val_loader, fit.traced, check, la.reading, to_batch)
     batches.preload()
-    return batches
+    trunk = fit.split.trunk
+    return batches if trunk is None else FeaturePasses(trunk, batches)
 
 
 def _by_grid(
-    la: LaplaceState, fit: FittedModel, batches: LoaderPasses, objective: Objective | Score, grid: Any
+    la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], objective: Objective | Score, grid: Any
 ) -> Tuned:
     curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
     link = (link_for(fit, la.link_approx), jax.random.key(la.seed), la.n_samples)
     finish = prediction_from_gaussian(fit.loss.likelihood, fit.layout, *link, logit_temperature=la.logit_temperature)
     score = _score_of(objective, fit, la.hyperparameters.sigma_noise)
-    losses = held_out_losses(fit.model_fn, fit.params, curvature, batches, score, finish)
+    losses = held_out_losses(fit.split.head, fit.params, curvature, batches, score, finish)
     tuned = grid_search(losses, grid)
     report = Report("the objective over a grid", "held-out data", tuned.prior_precision)
     return tuned._replace(report=report)

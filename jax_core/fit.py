@@ -13,6 +13,9 @@ from jax_core.curvature.data_sums import DataSums
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
+from jax_core.frozen import FeaturePasses, split
+from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.row_stream import RowStream
 from jax_core.kronecker import KroneckerStructure, describe_layers, fit_kronecker
 from jax_core.likelihoods import Gaussian, Likelihood
@@ -24,6 +27,7 @@ from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior import gaussian_log_likelihood
 from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
+from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
@@ -140,7 +144,9 @@ def fit_curvature(
         MemoryError: If the result cannot fit, with the numbers and what would.
     """
     options.check(get_size(params))
-    source = Source(as_jit_argument(with_fast_convolutions(model_fn)), params, likelihood, passes, checkpoint)
+    trunk, head = split(model_fn, params, example_shapes(passes.peek().input))
+    passes = passes if trunk is None else FeaturePasses(trunk, passes)
+    source = Source(as_jit_argument(with_fast_convolutions(head)), params, likelihood, passes, checkpoint)
     check_memory(source, options.structure, options.rank)
     plan = None if options.structure in ("full", "diag") else make_plan(source, options)
     if plan is not None and plan.strategy == "products":
@@ -253,6 +259,14 @@ def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tupl
 
 
 def _full(source: Source) -> tuple[Dense, DataSums]:
+    example = example_shapes(source.passes.peek().input)
+    layout = find_layout(source.model_fn, source.params, example)
+    if is_outer(layout, jax.eval_shape(source.model_fn, example, source.params).size):
+        outer = OuterStream(
+            source.model_fn, source.params, source.likelihood, source.passes, checkpoint=source.checkpoint
+        )
+        matrix = outer.matrix(layout)
+        return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), outer.sums
     stream = source.rows(0.0)
     matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
     return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), stream.sums

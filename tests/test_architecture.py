@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "data": {"types"},
     "xla": {"types", "data"},
     "likelihoods": set(),
+    "frozen": GROUND,
     "matrix_free": GROUND,
     "curvature": GROUND | {"likelihoods"},
     "operators": GROUND,
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "kronecker": GROUND | {"curvature", "gradients", "lowrank", "operators", "source"},
     "posterior": GROUND | {"gradients", "operators"},
     "fit": GROUND
-    | {"likelihoods", "curvature", "gradients", "lowrank", "operators", "posterior", "source", "kronecker"},
+    | {"frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
+    | {"posterior", "source", "kronecker"},
     "predictive": GROUND | {"gradients", "operators", "posterior"},
     "evaluation": set(),
     "tuning": GROUND | {"evaluation", "gradients", "likelihoods", "operators", "posterior", "predictive"},

@@ -19,7 +19,7 @@ from torch.utils import _pytree as torch_pytree
 from bridge.tensors import to_jax
 from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Signature
-from bridge.tracing.interpreter import compile_steps, run_steps
+from bridge.tracing.interpreter import compile_steps, fixed_nodes, run_steps
 from bridge.tracing.lowering import logical
 from bridge.tracing.outputs import plain
 from bridge.tracing.wide import overflows
@@ -104,7 +104,8 @@ def to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
 
 def graph_function(program: ExportedProgram, binding: Binding, signature: Signature) -> Callable[..., Any]:
     """The pure function `function(buffers, params, *inputs)` of an exported graph."""
-    steps, is_wide = compile_steps(program.graph), overflows(program.graph)
+    covered = {placeholder for placeholder, name in binding.names.items() if name in binding.params}
+    steps, is_wide = compile_steps(program.graph, fixed_nodes(program.graph, covered)), overflows(program.graph)
     outputs = _outputs(program)
     template = _template(program)
 

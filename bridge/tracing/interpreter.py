@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from bridge.tensors import jax_dtype
 from bridge.tracing.errors import LoweringError, MissingLoweringError, TraceError
-from bridge.tracing.lowering import LOWERINGS, ChannelsLast, logical
+from bridge.tracing.lowering import LOWERINGS, ChannelsLast, Lowering, logical
 
 aten = torch.ops.aten
 
@@ -56,8 +56,11 @@ class Step:
     """The dtype in which torch computes, where it is not that of every operand."""
 
 
-def compile_steps(graph: fx.Graph) -> list[Step]:
-    """The nodes of `graph` that compute something, with their lowerings; raises where one is missing."""
+def compile_steps(graph: fx.Graph, fixed: Collection[str] = ()) -> list[Step]:
+    """The nodes of `graph` that compute something, with their lowerings; raises where one is missing.
+
+    Those named in `fixed` are only run forward.
+    """
     nodes = computing(graph)
     for node in nodes:
         if any(free_unbacked_symbols(value) for value in tensors(node)):
@@ -75,7 +78,7 @@ def compile_steps(graph: fx.Graph) -> list[Step]:
     return [
         Step(
             node.name,
-            _function(node),
+            _fixed_function(node) if node.name in fixed else _function(node),
             tuple(node.args),
             {key: value for key, value in node.kwargs.items() if key not in _STORAGE},
             _dtypes(node),
@@ -116,6 +119,15 @@ def run_steps(steps: Sequence[Step], values: dict[str, Any]) -> None:
 def computing(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that have a value, in order."""
     return [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
+
+
+def fixed_nodes(graph: fx.Graph, covered: Collection[str]) -> set[str]:
+    """The nodes that no placeholder named in `covered` is behind."""
+    reached = set(covered)
+    for node in graph.nodes:
+        if any(source.name in reached for source in node.all_input_nodes):
+            reached.add(node.name)
+    return {node.name for node in graph.nodes} - reached
 
 
 def has_lowering(node: fx.Node) -> bool:
@@ -163,6 +175,13 @@ def _function(node: fx.Node) -> Callable[..., Any]:
         f"    def {str(whole).split('.')[1] if '.' in str(whole) else whole}(x, ...):\n"
         "        return jnp...  # the same in JAX: tensors come as arrays\n"
     )
+
+
+def _fixed_function(node: fx.Node) -> Callable[..., Any]:
+    lowering = _function(node)
+    if not isinstance(lowering, Lowering) or lowering.fixed is None:
+        return lowering
+    return dataclasses.replace(lowering, function=lowering.fixed)
 
 
 def _spelled(target: Any) -> str:

@@ -74,6 +74,16 @@ class LoaderPasses:
         """Number and hash of the samples of the first whole pass, or ``None`` before it ended."""
         return self._seen
 
+    @property
+    def budget(self) -> float:
+        """Bytes that may be kept."""
+        return self._budget
+
+    @property
+    def shows(self) -> bool:
+        """Whether progress bars are wanted."""
+        return self._progress is not None
+
     def mark(self, batches: int) -> tuple[int, int]:
         """Number and hash of the samples in the first ``batches`` of the pass that has read the loader last."""
         return self._marks[batches - 1]

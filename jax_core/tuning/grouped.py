@@ -83,11 +83,12 @@ class GroupedSpectrum:
 
 @partial(jax.jit, static_argnames="sizes")
 def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> GroupedSpectrum:
+    assert projection.weights is not None
     weights = projection.weights[order]
     ends = np.cumsum([0, *sizes]).tolist()
     bounds = list(itertools.pairwise(ends))
     values = jnp.stack([weights[a:b].mean() for a, b in bounds])
-    if projection.columns is None:
+    if projection.columns is None or projection.values is None:
         return GroupedSpectrum(order, values, None, None, weights, sizes)
     columns = projection.columns[order] * jnp.sqrt(projection.values)
     grams = jnp.stack([columns[a:b].T @ columns[a:b] for a, b in bounds])

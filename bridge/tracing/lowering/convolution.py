@@ -26,10 +26,35 @@ _GROUP_WIDTH = 32  # input channels of a matrix product, up to which narrower gr
 _LARGE_MAP = 64 * 64  # pixels, above which the gradient of XLA's kernel falls from 26 to 80 Gflop/s to 5
 
 
+def fixed_convolution(
+    x: Any, weight: Array, bias: Any = None, stride: Ints = 1, padding: Any = 0, dilation: Ints = 1, groups: int = 1
+) -> Any:
+    """A convolution that is only run forward: XLA's own kernel, which nothing has to differentiate.
+
+    Of ResNet-18 at 64 pixels (batches of 64, one core) it takes 4 to 9 ms a layer where patches take 6 to 80 and torch
+    4 to 23; on a map no larger than the kernel it takes 1,150, and patches 18.
+    """
+    spatial = weight.ndim - 2
+    array = None if not isinstance(x, ChannelsLast) and x.ndim == spatial + 1 else channels_last(x)
+    if platform() != "cpu" or array is None or groups > 1 or not _kernel_fits(array, weight):
+        out = convolution(x, weight, bias, stride, padding, dilation, groups)
+        return out if array is None else ChannelsLast(out.array)
+    steps, holes = per_axis(stride, spatial), per_axis(dilation, spatial)
+    out = _by_xla(array, weight, steps, _widths(padding, weight.shape[2:], holes), holes, groups)
+    return ChannelsLast(out if bias is None else out + bias)
+
+
+def _kernel_fits(x: Array, weight: Array) -> bool:
+    return all(k > 1 for k in weight.shape[2:]) and all(
+        n > k for n, k in zip(x.shape[1:-1], weight.shape[2:], strict=True)
+    )
+
+
 @lowers(
     *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
     *(aten.conv3d.default, aten.conv3d.padding),
     layout="own",
+    fixed=fixed_convolution,
 )
 def convolution(
     x: Any, weight: Array, bias: Any = None, stride: Ints = 1, padding: Any = 0, dilation: Ints = 1, groups: int = 1

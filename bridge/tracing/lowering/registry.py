@@ -78,10 +78,17 @@ class Convolved(ChannelsLast):
 
 @dataclasses.dataclass(frozen=True)
 class Lowering:
-    """A JAX function for one operator, and the layout of values it works on."""
+    """A JAX function for one operator, and the layout of values it works on.
+
+    Attributes:
+        function: The lowering.
+        layout: Of the values that it is given.
+        fixed: What takes its place where no covered parameter is behind or beside it, so that it is only run forward.
+    """
 
     function: Callable[..., Any]
     layout: Layout
+    fixed: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, with every array in the layout that it works on."""
@@ -100,7 +107,7 @@ class Lowering:
 LOWERINGS: dict[Any, Lowering] = {}
 
 
-def lowers(*operators: Any, layout: Layout = "torch") -> Callable[[F], F]:
+def lowers(*operators: Any, layout: Layout = "torch", fixed: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Register the decorated JAX function as the lowering of one or more torch operators.
 
     The function takes the operator's own arguments, tensors as arrays and dtypes as numpy dtypes; `device`,
@@ -110,6 +117,7 @@ def lowers(*operators: Any, layout: Layout = "torch") -> Callable[[F], F]:
         operators: overloads such as `torch.ops.aten.relu.default` or `torch.ops.mylib.myop.default`.
         layout: `"torch"` for arrays in torch's order of axes (the default), `"elementwise"` for functions that
             do not care about the order of axes, `"own"` to be given `ChannelsLast` values as they are.
+        fixed: another function for where it is only run forward, since no covered parameter is behind it.
     """
     for operator in operators:
         if not hasattr(operator, "_schema"):
@@ -117,7 +125,7 @@ def lowers(*operators: Any, layout: Layout = "torch") -> Callable[[F], F]:
 
     def register(function: F) -> F:
         for operator in operators:
-            LOWERINGS[operator] = Lowering(function, layout)
+            LOWERINGS[operator] = Lowering(function, layout, fixed)
         return function
 
     return register

@@ -1,0 +1,89 @@
+"""A traced model with the curvature at its weights: what a fit leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from bridge.hyperparameters import Value, in_core
+from bridge.losses import Loss
+from bridge.one_example import OneExample
+from bridge.outputs import OutputLayout
+from bridge.parameter_order import ParameterOrder
+from bridge.subset import Subset
+from bridge.template import InputTemplate
+from bridge.tensors import to_jax
+from bridge.tracing import TracedModel
+from bridge.weights import WeightWatch
+from jax_core.data.batches import Batch
+from jax_core.fit import Fitted
+from jax_core.frozen import Split, features, split
+from jax_core.operators import Operator
+from jax_core.posterior import Posterior, prior_vector
+from jax_core.types import Params
+from jax_core.xla.chunks import example_shapes
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A traced model with the curvature at its weights.
+
+    Attributes:
+        traced: The model in JAX.
+        fitted: The curvature.
+        template: Inputs by their shapes and types.
+        layout: Of the outputs.
+        loss: What was fitted; noise per output is in its likelihood.
+        watch: Notices when the module's weights change.
+        subset: What is covered.
+        look: What the trace depends on beside the weights; nothing for one that was made without data.
+        seen: A batch or two of the data; none of a fit that was read from a file.
+    """
+
+    traced: TracedModel
+    fitted: Fitted
+    template: InputTemplate
+    layout: OutputLayout
+    loss: Loss
+    watch: WeightWatch
+    subset: Subset
+    look: tuple[Any, ...] = ()
+    seen: tuple[Batch, ...] = ()
+
+    @property
+    def model_fn(self) -> OneExample:
+        """The model of one example."""
+        return OneExample.of(self.traced, self.layout, self.loss)
+
+    @property
+    def params(self) -> Params:
+        """The trained weights."""
+        return self.traced.params
+
+    @cached_property
+    def split(self) -> Split:
+        """The model as what no covered parameter reaches and the rest."""
+        return split(self.model_fn, self.params, example_shapes(to_jax(self.template.example())))
+
+    def features(self, inputs: Any) -> Any:
+        """What the head of :attr:`split` takes, for a batch of inputs."""
+        return features(self.split.trunk, inputs)
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """What the Jacobian of one example's outputs takes."""
+        leaves = jax.tree.leaves(self.params)
+        return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
+
+    def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
+        """The posterior under a prior, with the curvature times ``scale``."""
+        vector = prior_vector(in_core(prior, order.to_core), self.params)
+        return _posterior(self.params, self.fitted.curvature, scale, vector)
+
+
+@jax.jit
+def _posterior(mean: Params, curvature: Operator, scale: jax.Array | float, prior: jax.Array) -> Posterior:
+    return Posterior.create(mean, curvature.rescale(scale), prior)
