@@ -78,9 +78,9 @@ def doubts_about(la: LaplaceState, fit: FittedModel, precision: Any) -> Doubts |
     return Doubts(float(found.table.losses.sum() / count), float(found.network.sum() / count))
 
 
-def with_noise_by_evidence(fit: FittedModel, eigenvalues: np.ndarray, squared_norm: float) -> Tuned:
+def with_noise_by_evidence(fit: FittedModel, log_det: Callable[[float], float], squared_norm: float) -> Tuned:
     """Precision and noise of a regression by the evidence."""
-    tuned = noisy_evidence(eigenvalues, squared_norm, 2 * fit.fitted.nll, fit.fitted.num_outputs)
+    tuned = noisy_evidence(log_det, squared_norm, 2 * fit.fitted.nll, fit.fitted.num_outputs)
     report = Report("the evidence, joint", "the training data", tuned.prior_precision, sigma_noise=tuned.sigma_noise)
     return tuned._replace(report=report)
 

@@ -47,7 +47,7 @@ class Laplace(KeptLaplace):
         model: nn.Module,
         likelihood: str | nn.Module | Likelihood = "classification",
         subset_of_weights: WeightSubset = "all",
-        hessian_structure: Structure = "lowrank",
+        hessian_structure: Structure = "kron_lowrank",
         *,
         last_layer_name: str | None = None,
         method: Method = "auto",

@@ -37,8 +37,8 @@ from jax_core.tuning import (
     held_out_losses,
     maximize_evidence,
     objective_by_name,
-    spectrum,
 )
+from jax_core.tuning.evidence import log_det
 
 TuningMethod: TypeAlias = Literal["joint", "marglik", "gridsearch"]
 
@@ -168,7 +168,7 @@ def _regression_by_evidence(la: LaplaceState, fit: FittedModel) -> Tuned:
     if not isinstance(la.hyperparameters.sigma_noise, float | int):
         return _by_marglik(la, fit, layerwise=False)
     unit = fit.fitted.curvature.rescale(1 / la.temperature)
-    return with_noise_by_evidence(fit, spectrum(unit), _squared_norm(fit, la.core_prior_mean))
+    return with_noise_by_evidence(fit, log_det(unit), _squared_norm(fit, la.core_prior_mean))
 
 
 def _squared_norm(fit: FittedModel, prior_mean: Any) -> float:
@@ -179,7 +179,7 @@ def _squared_norm(fit: FittedModel, prior_mean: Any) -> float:
 def _by_evidence(fit: FittedModel, curvature: Operator, prior_mean: Any, *, layerwise: bool, progress: bool) -> Tuned:
     """The largest evidence: exact for one precision, by gradient ascent from there for one per layer."""
     squared_norm = _squared_norm(fit, prior_mean)
-    tuned = maximize_evidence(spectrum(curvature), get_size(fit.params), squared_norm)
+    tuned = maximize_evidence(log_det(curvature), get_size(fit.params), squared_norm)
     if not layerwise:
         return tuned
     loss = evidence_loss(curvature, fit.params, prior_mean=prior_mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import singledispatch
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,15 @@ import scipy.optimize
 from jaxtyping import Array, Float
 
 from jax_core.data.trees import flattener, get_size
-from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, LowRank, Operator
 from jax_core.posterior import prior_vector
+from jax_core.tuning.grouped import GroupedSpectrum
 from jax_core.tuning.tuned import Tuned
 from jax_core.types import Params
 from jax_core.xla.precision import full_precision
+
+LogDet: TypeAlias = Callable[[float], float]
+r"""$\tau \mapsto \log\det(I + A / \tau)$."""
 
 
 def spectrum(operator: Operator) -> np.ndarray:
@@ -34,11 +38,34 @@ def spectrum(operator: Operator) -> np.ndarray:
             return np.asarray(operator.eigenvalues, np.float64)
         case Diagonal():
             return np.asarray(operator.diagonal, np.float64)
+        case BlockDiagonal():
+            return np.asarray(operator.spectrum, np.float64)
     raise TypeError(f"The spectrum of {type(operator).__name__} is not at hand. Tune by a grid in its place.")
 
 
+def log_det(operator: Operator) -> LogDet:
+    r"""$\log\det(I + A / \tau)$ as a function of $\tau$.
+
+    Of a low rank beside blocks its own share is that of a spectrum in groups (see :mod:`jax_core.tuning.grouped`), the
+    blocks' is exact.
+
+    Raises:
+        TypeError: For a structure whose eigenvalues are not at hand.
+    """
+    if isinstance(operator, BlockLowRank):
+        grouped = GroupedSpectrum.of(operator.projection())
+        return lambda tau: float(grouped.log_det_ratio(tau))
+    return log_det_of_spectrum(spectrum(operator))
+
+
+def log_det_of_spectrum(eigenvalues: np.ndarray) -> LogDet:
+    r"""$\sum_i \log(1 + s_i / \tau)$; what rounding left below zero counts as zero."""
+    values = np.maximum(eigenvalues, 0.0)
+    return lambda tau: float(np.log1p(values / tau).sum())
+
+
 def maximize_evidence(
-    eigenvalues: np.ndarray, size: int, squared_norm: float, *, bounds: tuple[float, float] = (1e-8, 1e10)
+    curvature: np.ndarray | LogDet, size: int, squared_norm: float, *, bounds: tuple[float, float] = (1e-8, 1e10)
 ) -> Tuned:
     r"""$\arg\min_\tau\; \tfrac12 \bigl[\sum_i \log(1 + s_i / \tau) + \tau \lVert\theta^* - \mu_0\rVert^2\bigr]$.
 
@@ -46,15 +73,16 @@ def maximize_evidence(
     doi:10.1162/neco.1992.4.3.448); one-dimensional, so it is scanned in $\log\tau$ and refined by Brent's method.
 
     Args:
-        eigenvalues: Of the curvature, scaled by noise and temperature.
+        curvature: Its eigenvalues, or its :func:`log_det`; scaled by noise and temperature.
         size: Number of parameters (for the message alone).
         squared_norm: $\lVert\theta^* - \mu_0\rVert^2$.
         bounds: Of the search. A maximum at a bound is returned with a warning.
     """
+    ratio = curvature if callable(curvature) else log_det_of_spectrum(curvature)
 
     def loss(log_tau: float) -> float:
-        tau = np.exp(log_tau)
-        return 0.5 * float(np.log1p(eigenvalues / tau).sum() + tau * squared_norm)
+        tau = float(np.exp(log_tau))
+        return 0.5 * (ratio(tau) + tau * squared_norm)
 
     grid = np.linspace(np.log(bounds[0]), np.log(bounds[1]), 200)
     losses = np.array([loss(point) for point in grid])
@@ -111,6 +139,18 @@ def _(operator: Dense, variance: Array) -> Array:
 @_log_det_ratio.register
 def _(operator: LowRank, variance: Array) -> Array:
     return _small_log_det(operator.U * jnp.sqrt(operator.s), variance)
+
+
+@_log_det_ratio.register
+def _(operator: BlockDiagonal, variance: Array) -> Array:
+    return jnp.log1p(operator.spectrum * variance).sum()  # a prior is one number for a block
+
+
+@_log_det_ratio.register
+def _(operator: BlockLowRank, variance: Array) -> Array:
+    own = operator.blocks.spectrum * variance
+    rest = _small_log_det(operator.U * jnp.sqrt(operator.s), variance / (1 + own))
+    return jnp.log1p(own).sum() + rest
 
 
 def _small_log_det(columns: Float[Array, "P R"], variance: Float[Array, " P"]) -> Array:

@@ -6,6 +6,8 @@ noise, so that for each $\lambda$ the best $\sigma$ is at hand: one search over 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.optimize
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from jax_core.tuning.tuned import Tuned
 
 
 def noisy_evidence(
-    eigenvalues: Float[np.ndarray, " R"],
+    log_det: Callable[[float], float],
     squared_norm: float,
     squared_error: float,
     count: int,
@@ -28,7 +30,7 @@ def noisy_evidence(
     \log(1 + s_i / \lambda)$ is smallest at $\sigma^2 = (E + \lambda \lVert\theta\rVert^2) / n$; one dimension is left.
 
     Args:
-        eigenvalues: Of the curvature at unit noise.
+        log_det: $\lambda \mapsto \log\det(I + G / \lambda)$, of the curvature at unit noise.
         squared_norm: $\lVert\theta^* - \mu_0\rVert^2$.
         squared_error: $E = \sum \lVert f - y\rVert^2$.
         count: Scalar targets $n$.
@@ -41,7 +43,7 @@ def noisy_evidence(
     def loss(log_ratio: float) -> float:
         ratio = float(np.exp(log_ratio))
         fit = 0.5 * count * (1 + np.log(2 * np.pi * noise(ratio)))
-        return float(fit + 0.5 * np.log1p(np.maximum(eigenvalues, 0) / ratio).sum())
+        return float(fit + 0.5 * log_det(ratio))
 
     grid = np.linspace(np.log(bounds[0]), np.log(bounds[1]), 200)
     losses = np.array([loss(point) for point in grid])
