@@ -7,7 +7,7 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help mnist tutorial test test-all test-zoo test-oldest test-py fuzz bench lint format clean
+.PHONY: help mnist mnist-one tutorial test test-all test-zoo test-oldest test-py fuzz bench lint format clean
 
 help:
 	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
@@ -19,6 +19,9 @@ help:
 	@echo "make fuzz      5,000 random programs, traced and held against torch: two hours"
 	@echo "make bench     ours beside the peers: an hour"
 	@echo "make lint      ruff and pyright"
+
+mnist-one: $(VENV)/.installed-examples
+	$(BIN)/python examples/one_network.py $(ARGS)
 
 mnist: $(VENV)/.installed-examples
 	$(BIN)/python examples/mnist.py $(ARGS)

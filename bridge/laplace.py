@@ -47,7 +47,7 @@ class Laplace(KeptLaplace):
         model: nn.Module,
         likelihood: str | nn.Module | Likelihood = "classification",
         subset_of_weights: WeightSubset = "all",
-        hessian_structure: Structure = "kron_lowrank",
+        hessian_structure: Structure | None = None,
         *,
         last_layer_name: str | None = None,
         method: Method = "auto",
@@ -74,26 +74,25 @@ class Laplace(KeptLaplace):
                 ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
                 as torch has them), or a likelihood of ``jax_core``.
             subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"`` or those of the ``"last_layer"``
-                alone: what lies before it runs once for each batch.
-            hessian_structure: ``"lowrank"``, ``"full"`` or ``"diag"``.
-            last_layer_name: The module that ``"last_layer"`` is about; by default the one through whose output alone
-                parameters reach the model's, found on the first batch that is fitted (before, and for numbers given per
-                parameter, it is taken to be the one registered last).
-            method: How a low rank is found: ``"lanczos"``, ``"block_lanczos"``, ``"nystrom"``, ``"gram"``,
-                ``"lobpcg"``, or ``"auto"``, the cheapest by a cost model; :attr:`plan` says what it chose and why.
+                alone.
+            hessian_structure: ``"kron_lowrank"``, a low rank across the layers beside the exact diagonal of the rest in
+                Kronecker coordinates, which is the default; ``"lowrank"`` alone, the default where a ``method`` is
+                given; ``"kron"``, ``"ekfac"``, ``"full"`` or ``"diag"``.
+            last_layer_name: Of the ``"last_layer"``; by default the module through whose output alone parameters reach
+                the model's, found on the first batch (before, it is taken to be the one registered last).
+            method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
+                ``"block_lanczos"``, ``"lobpcg"``; ``"auto"``, the cheapest by a cost model; see :attr:`plan`.
             rank: Eigenpairs of a low rank.
             passes: Passes over the data of ``"nystrom"``.
             prior_precision: One number; one per parameter tensor or one per parameter, in the order of
                 ``model.parameters()``; or a mapping from the parameters' names.
             prior_mean: Of the weights, given likewise.
             sigma_noise: Standard deviation of a regression's noise, a number or one per output.
-            temperature: Of the posterior: above one it flattens the likelihood.
-            logit_temperature: Of the predictions: divides the predictive logits before the link, temperature scaling
-                (Guo et al., 2017, arXiv:1706.04599) of the Gaussian over them. For classification and several labels.
+            temperature: Above one it flattens the likelihood behind the posterior.
+            logit_temperature: Divides the Gaussian logits before the link (Guo et al., 2017, arXiv:1706.04599).
             link_approx: From Gaussian logits to probabilities: ``"probit"``, ``"mc"``, ``"bridge"``,
-                ``"bridge_norm"``, ``"mean_field_0"``, ``"mean_field_1"``, ``"mean_field_2"``, or ``"auto"``: the last,
-                which sees how logits vary together and does best on held-out data, or ``"probit"`` where a sample's
-                Jacobian is too large for a covariance.
+                ``"bridge_norm"``, ``"mean_field_0"``, ``"mean_field_1"``, ``"mean_field_2"``; ``"auto"`` is the last,
+                or ``"probit"`` where a Jacobian is too large for a covariance.
             n_samples: Samples of ``"mc"``.
             tracer: How the model becomes a JAX function, see :func:`bridge.trace`.
             cache: Keep the data in memory: ``"auto"`` within ``cache_bytes``, ``"memory"`` always, ``"none"`` never.
@@ -107,8 +106,10 @@ class Laplace(KeptLaplace):
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}. Give a torch.nn.Module.")
-        one_of("hessian_structure", hessian_structure, Structure)
         one_of("method", method, Method)
+        if hessian_structure is None:
+            hessian_structure = "kron_lowrank" if method == "auto" else "lowrank"
+        one_of("hessian_structure", hessian_structure, Structure)
         one_of("cache", cache, Cache)
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
@@ -144,13 +145,12 @@ class Laplace(KeptLaplace):
         interrupted.
 
         Args:
-            train_loader: Yields ``(input, target)`` pairs, ``(a, b, ..., target)``, or mappings with ``input`` and
-                ``target`` or with ``labels`` beside the model's keyword inputs; of torch tensors or numpy arrays.
+            train_loader: Yields ``(input, target)``, ``(a, b, ..., target)``, or mappings with ``input`` and ``target``
+                or with ``labels`` beside the model's keyword inputs; of torch tensors or numpy arrays.
             num_total_samples: The size of the training set, if the loader shows a subset of it.
             to_batch: From what the loader yields to an ``(input, target)`` pair, where it yields something else.
-            checkpoint: A folder for the state of this fit. If the process is killed, the same call goes on from there,
-                to the same posterior; its loader should show the same batches again (``shuffle=False``, or a seeded
-                generator), or the pass starts from its beginning.
+            checkpoint: A folder for the state of this fit. If the process is killed, the same call goes on from there;
+                its loader should show the same batches again (``shuffle=False``, or a seeded generator).
 
         Returns:
             This object.
@@ -194,8 +194,7 @@ class Laplace(KeptLaplace):
         - With ``val_loader``: the smallest precision, the most uncertainty, whose held-out likelihood is neither below
           temperature scaling's nor worse than the best by a one-sided paired test at five per cent.
         - Without, classification and several labels: likewise by the likelihood of some training samples less what the
-          network owes to having seen them (Efron's covariance penalty, 2004, doi:10.1198/016214504000000692), as far
-          as the loss stays within one nat on one training sample of the best.
+          network owes to having seen them (Efron, 2004, doi:10.1198/016214504000000692), within one nat on one of them.
         - Without, regression: by the largest evidence over precision and noise.
 
         :meth:`report` says what was chosen by what, beside the figures of the network and of temperature scaling.
@@ -294,7 +293,7 @@ class Laplace(KeptLaplace):
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""
         o = self.options
-        shape = f"{o.structure}, method={o.method}, rank={o.rank}" if o.structure == "lowrank" else o.structure
+        shape = f"{o.structure}, method={o.method}, rank={o.rank}" if "lowrank" in o.structure else o.structure
         covered = "" if self.subset.kind == "all" else f"last_layer={self.subset.name or 'to be found'}, "
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
         divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"

@@ -17,7 +17,7 @@ from jax_core.frozen import FeaturePasses, split
 from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.row_stream import RowStream
-from jax_core.kronecker import KroneckerStructure, describe_layers, fit_kronecker
+from jax_core.kronecker import KroneckerStructure, fit_kronecker, plan_kronecker
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
@@ -104,13 +104,26 @@ class FitOptions:
     keep_bytes: int = 2**30
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse a method that the structure would not look at.
+
+        Raises:
+            ValueError: Naming what goes with what.
+        """
+        known = {"kron_lowrank": ("auto", "nystrom", "gram"), "kron": ("auto",), "ekfac": ("auto",)}
+        if self.method not in known.get(self.structure, (self.method,)):
+            raise ValueError(
+                f"method={self.method!r} does not go with hessian_structure={self.structure!r}: choose one of "
+                f"{', '.join(map(repr, known[self.structure]))}, or hessian_structure='lowrank'."
+            )
+
     def check(self, size: int) -> None:
         """Refuse what cannot work for a model of ``size`` parameters.
 
         Raises:
-            ValueError: If the rank exceeds the number of parameters.
+            ValueError: If the rank of a low rank alone exceeds the number of parameters; beside blocks it shrinks.
         """
-        if self.structure in ("lowrank", "kron_lowrank"):
+        if self.structure == "lowrank":
             check_rank(self.rank, size)
 
 
@@ -164,7 +177,9 @@ def fit_curvature(
 def make_plan(source: Source, options: FitOptions) -> Plan:
     """The method asked for, or the cheapest; the cost model also chooses how blocks of vectors meet the data."""
     if options.structure != "lowrank":
-        return _plan_kronecker(source, options)
+        ordered, _ = source.in_order_of_gradients
+        how = {"rank": options.rank, "method": options.method, "rows_bytes": options.rows_bytes}
+        return plan_kronecker(ordered, low_rank=options.structure == "kron_lowrank", **how)
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
@@ -177,18 +192,6 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     if options.method == "auto" or plan.method == "nystrom":
         return plan
     return Plan("nystrom", cheapest(problem), "asked for")
-
-
-def _plan_kronecker(source: Source, options: FitOptions) -> Plan:
-    ordered, _ = source.in_order_of_gradients
-    layers = describe_layers(ordered)
-    if options.structure != "kron_lowrank":
-        return Plan("factors", "rows", f"{layers}.")
-    problem = problem_of(ordered, rank=options.rank, rows_bytes=options.rows_bytes, tolerance=0.0)
-    exact = choose(problem).method == "gram"
-    how = "all rows, of which none is dropped" if exact else "a sketch"
-    reason = f"rank {options.rank} from {how}, the rest in {layers}."
-    return Plan("gram" if exact else "nystrom", "rows", reason)
 
 
 def _by_rows(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
@@ -211,7 +214,8 @@ def _kronecker(
 ) -> tuple[Operator, DataSums]:
     how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
     exact = plan is not None and plan.method == "gram"
-    return fit_kronecker(source, structure, rank=options.rank, exact=exact, passes=options.passes, **how)
+    rank = min(options.rank, get_size(source.params))
+    return fit_kronecker(source, structure, rank=rank, exact=exact, passes=options.passes, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:

@@ -63,6 +63,9 @@ def fit_kronecker(
         tolerance: Share of the loss curvature that a sketch may drop; all else drops no more than rounding does.
         rows_bytes: Memory for all rows, where they are few.
         key: Random key.
+
+    Raises:
+        ValueError: If all rows are asked for, and do not fit.
     """
     layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
     if structure != "kron_lowrank":
@@ -77,7 +80,11 @@ def fit_kronecker(
         return blocks.with_spectrum(diagonal), sums
     if exact:
         rows = source.rows(tolerance, repeated=True).matrix(rows_bytes)
-        assert rows is not None  # the plan has counted them
+        if rows is None:
+            raise ValueError(
+                f"method='gram' keeps one row per sample and output: more than {rows_bytes} bytes here. Use "
+                "method='nystrom', fewer samples, or a larger rows_bytes."
+            )
         turned = _turn(blocks, rows)
         return _with_rest(blocks, gram(turned, rank=rank), jnp.square(turned).sum(0)), sums
     found: list[Array] = []
@@ -145,22 +152,6 @@ def _add_inputs(
     grams: list[Array], model_fn: ModelFn, params: Params, inputs: Any, count: Array, layout: Layout
 ) -> list[Array]:
     return [total + new for total, new in zip(grams, input_grams(model_fn, params, inputs, count, layout), strict=True)]
-
-
-def describe_layers(source: Source) -> str:
-    """Which parameters have Kronecker blocks, and which do not, for a plan."""
-    layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
-    paths = jax.tree_util.tree_flatten_with_path(source.params)[0]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    plain = layers.layout.plain
-    dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
-    found = f"{len(layers.layout.factored)} Kronecker blocks"
-    found += f", {len(dense)} dense ones (of parameters that are no matrix in one product)" if dense else ""
-    return found + (f", and a diagonal for {_listed(rest)}, which meet no single product" if rest else "")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array, "N N"]]:

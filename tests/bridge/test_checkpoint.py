@@ -67,7 +67,7 @@ def test_what_does_not_belong_together_is_refused_and_changes_nothing(tmp_path):
         bridge.load(path, other)
     with pytest.raises(RuntimeError, match="no posterior"):
         other(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="hessian_structure='lowrank'"):
+    with pytest.raises(ValueError, match="hessian_structure='kron_lowrank'"):
         bridge.load(path, laplace(model(), hessian_structure="diag"))
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="no safetensors file"):

@@ -3,8 +3,8 @@
 import argparse
 import json
 
-import mnist
 import numpy as np
+import one_network
 import torch
 from models import MODELS, train
 from report import save_calibration, save_shift, save_spectrum, score, table, write_json
@@ -18,11 +18,11 @@ def compared():
         images = torch.from_numpy(packed["train_images"][:192]).float()[:, None] / 255
         labels = torch.from_numpy(packed["train_labels"][:192]).long()
     parts = [TensorDataset(images[i:j], labels[i:j]) for i, j in ((0, 128), (128, 158), (158, 192))]
-    data = mnist.Data(*parts, source="a few digits")
+    data = one_network.Data(*parts, source="a few digits")
     torch.manual_seed(0)
     model = MODELS["seed"]()
     train(model, *data.train.tensors, steps=120, learning_rate=1e-3, quiet=True)
-    rows, la = mnist.compare(model, data, argparse.Namespace(quiet=True, full=False, model="seed"))
+    rows, la = one_network.compare(model, data, argparse.Namespace(quiet=True, full=False, model="seed"))
     return rows, la, data.test.tensors[1].numpy()
 
 
@@ -50,7 +50,7 @@ def report_is_written(rows, la, labels, tmp_path):
     assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(rows)
     save_calibration(rows, labels, tmp_path)
     save_shift(rows[0], rows[3], labels, tmp_path)
-    save_spectrum(mnist.eigenvalues(la), float(la.prior_precision), tmp_path)
+    save_spectrum(one_network.eigenvalues(la), float(la.prior_precision), tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"results.json", "reliability.png", "proportions.png", "shift.png", "spectrum.png"}
 
@@ -65,4 +65,4 @@ def test_the_main_job_compares_and_reports(tmp_path):
 
 
 def test_size_of_the_dense_curvature_is_said():
-    assert "679,730,993,764 entries, 2.719 TB" in mnist.describe(MODELS["nnx-docs"]())
+    assert "679,730,993,764 entries, 2.719 TB" in one_network.describe(MODELS["nnx-docs"]())

@@ -1,0 +1,50 @@
+"""What becomes of each parameter, and how the low rank beside the blocks is found, said before the work."""
+
+from __future__ import annotations
+
+import jax
+
+from jax_core.data.trees import get_size
+from jax_core.kronecker.layers import find_layers
+from jax_core.lowrank.plan import Plan, choose
+from jax_core.source import Source, problem_of
+from jax_core.xla.chunks import example_shapes
+
+
+def plan_kronecker(source: Source, *, low_rank: bool, rank: int, method: str, rows_bytes: int) -> Plan:
+    """The plan of a Kronecker structure, whose parameters are in the order of gradients.
+
+    Args:
+        source: The model and its data.
+        low_rank: Whether a low rank is taken out before.
+        rank: Its eigenpairs; as many as there are parameters at most.
+        method: ``"gram"``, ``"nystrom"``, or ``"auto"``: the first where rows are few.
+        rows_bytes: Memory for all rows.
+    """
+    layers = _described(source)
+    if not low_rank:
+        return Plan("factors", "rows", f"{layers}.")
+    size = get_size(source.params)
+    rank = min(rank, size)
+    exact = method == "gram"
+    if method == "auto":
+        exact = choose(problem_of(source, rank=rank, rows_bytes=rows_bytes, tolerance=0.0)).method == "gram"
+    how = "all rows, of which none is dropped" if exact else "a sketch"
+    reason = f"rank {rank}{' (all there are)' if rank == size else ''} from {how}, the rest in {layers}."
+    return Plan("gram" if exact else "nystrom", "rows", reason)
+
+
+def _described(source: Source) -> str:
+    """Which parameters have Kronecker blocks, and which do not, for a plan."""
+    layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
+    paths = jax.tree_util.tree_flatten_with_path(source.params)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    plain = layers.layout.plain
+    dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
+    found = f"{len(layers.layout.factored)} Kronecker blocks"
+    found += f", {len(dense)} dense ones (of parameters that are no matrix in one product)" if dense else ""
+    return found + (f", and a diagonal for {_listed(rest)}, which meet no single product" if rest else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
