@@ -84,8 +84,8 @@ class Laplace(KeptLaplace):
                 ``"block_lanczos"``, ``"lobpcg"``; ``"auto"``, the cheapest by a cost model; see :attr:`plan`.
             rank: Eigenpairs of a low rank.
             passes: Passes over the data of ``"nystrom"``.
-            prior_precision: One number; one per parameter tensor or one per parameter, in the order of
-                ``model.parameters()``; or a mapping from the parameters' names.
+            prior_precision: One number; one per parameter tensor or (but with Kronecker blocks) one per parameter, in
+                the order of ``model.parameters()``; or a mapping from the parameters' names.
             prior_mean: Of the weights, given likewise.
             sigma_noise: Standard deviation of a regression's noise, a number or one per output.
             temperature: Above one it flattens the likelihood behind the posterior.
@@ -96,7 +96,7 @@ class Laplace(KeptLaplace):
             n_samples: Samples of ``"mc"``.
             tracer: How the model becomes a JAX function, see :func:`bridge.trace`.
             cache: Keep the data in memory: ``"auto"`` within ``cache_bytes``, ``"memory"`` always, ``"none"`` never.
-            cache_bytes: The budget of ``"auto"``.
+            cache_bytes: For that.
             seed: Of everything random.
             progress: Show progress bars.
 
@@ -141,8 +141,7 @@ class Laplace(KeptLaplace):
     ) -> Laplace:
         """Trace the model and reduce its curvature over the loader.
 
-        The loader is read once, into memory if it fits. Nothing of an earlier fit is lost if this one fails or is
-        interrupted.
+        The loader is read once, into memory if it fits. If this fails, nothing of an earlier fit is lost.
 
         Args:
             train_loader: Yields ``(input, target)``, ``(a, b, ..., target)``, or mappings with ``input`` and ``target``
