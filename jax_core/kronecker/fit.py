@@ -9,6 +9,7 @@ the leading eigenvectors of the whole of $G$, which know of all layers, it is wh
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ from jax_core.gradients.factored import Layout
 from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
 from jax_core.kronecker.layers import Layers, find_layers, input_grams
+from jax_core.kronecker.some_batches import SomeBatches
 from jax_core.kronecker.steps import AddFactors, PushFactored, add_rotated
 from jax_core.lowrank import gram, nystrom
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
@@ -37,6 +39,7 @@ from jax_core.xla.compiled import cached_by_shape
 KroneckerStructure: TypeAlias = Literal["kron", "ekfac", "kron_lowrank"]
 
 _INPUT_BYTES = 24 * 2**20  # of the vectors of a piece of a batch, below the cliff of xla/chunks.py
+_ENOUGH = 2048  # samples, at least, from which the coordinates beside a low rank are taken
 _EXACT = 1024  # sides of a factor up to which it is diagonalised in float64
 
 
@@ -72,30 +75,39 @@ def fit_kronecker(
         tolerance = float(jnp.finfo(source.dtype).eps)
     elif exact:
         tolerance = 0.0
-    blocks, sums = _factors(source, layers, tolerance, own_biases=structure == "kron_lowrank")
-    if structure == "kron":
-        return blocks, sums
-    if structure == "ekfac":
-        diagonal, _ = _rotated(source, blocks, tolerance, None)
+    if structure != "kron_lowrank":
+        blocks, sums = _factors(source, layers, tolerance, own_biases=False)
+        if structure == "kron":
+            return blocks, sums
+        diagonal, _, sums = _rotated(source, blocks, tolerance, None)
         return blocks.with_spectrum(diagonal), sums
+    blocks, _ = _factors(_some(source), layers, tolerance, own_biases=True)  # a basis alone, which may be an estimate
     if exact:
-        rows = source.rows(tolerance, repeated=True).matrix(rows_bytes)
+        stream = source.rows(tolerance, repeated=True)
+        rows = stream.matrix(rows_bytes)
         if rows is None:
             raise ValueError(
                 f"method='gram' keeps one row per sample and output: more than {rows_bytes} bytes here. Use "
                 "method='nystrom', fewer samples, or a larger rows_bytes."
             )
         turned = _turn(blocks, rows)
-        return _with_rest(blocks, gram(turned, rank=rank), jnp.square(turned).sum(0)), sums
-    found: list[Array] = []
+        return _with_rest(blocks, gram(turned, rank=rank), jnp.square(turned).sum(0)), stream.sums
+    found: list[tuple[Array, DataSums]] = []
 
     def block(vectors: Float[Array, "K P"]) -> Float[Array, "K P"]:
-        diagonal, image = _rotated(source, blocks, tolerance, vectors, repeated=passes > 1)
-        found[:] = [diagonal]
+        diagonal, image, sums = _rotated(source, blocks, tolerance, vectors, repeated=passes > 1)
+        found[:] = [(diagonal, sums)]
         return image
 
     low = nystrom(block, get_size(source.params), rank=rank, key=key, passes=passes, dtype=source.dtype)
-    return _with_rest(blocks, low, found[0]), sums
+    return _with_rest(blocks, low, found[0][0]), found[0][1]
+
+
+def _some(source: Source) -> Source:
+    """The source with as many of its batches, evenly over the pass, as an eigenbasis needs."""
+    known = source.passes.num_samples
+    step = 1 if known is None else known // _ENOUGH
+    return source if step < 2 else dataclasses.replace(source, passes=SomeBatches(source.passes, step))
 
 
 @jax.jit
@@ -169,7 +181,7 @@ def _rotated(
     vectors: Float[Array, "K P"] | None,
     *,
     repeated: bool = False,
-) -> tuple[Float[Array, " P"], Any]:
+) -> tuple[Float[Array, " P"], Any, DataSums]:
     """One pass in the blocks' coordinates: the exact diagonal, and the products with a block of vectors."""
     example = example_shapes(source.passes.peek().input)
     layout = rotated_layout(source.model_fn, source.params, example, kronecker=kronecker_leaves(blocks))
@@ -179,7 +191,7 @@ def _rotated(
     start = (None if cut is None else jax.tree.map(jnp.zeros_like, cut), zero)
     stream = source.rows(tolerance, repeated=repeated, part="diagonal")
     image, diagonal = stream.fold(add_rotated, start, (coordinates, cut), push=PushFactored(layout))
-    return layout.join(diagonal)[0], None if image is None else layout.join(image)
+    return layout.join(diagonal)[0], None if image is None else layout.join(image), stream.sums
 
 
 @cached_by_shape

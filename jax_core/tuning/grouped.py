@@ -5,7 +5,7 @@ $\tilde J \Delta \tilde J^\top - \tilde J \Delta U S^{1/2} M^{-1} S^{1/2} U^\top
 $\Delta = (d + \tau)^{-1}$ and $M = I + S^{1/2} U^\top \Delta U S^{1/2}$: $\tau$ stands between the rows
 $\tilde J = J Q$ and themselves. Where $d$ is one number for a group of coordinates it stands outside, and the products
 of each group are made once. Groups are neighbours in the sorted spectrum, the largest alone, the others of growing size
-up to a hundred-and-twentieth of all, each with the mean of its $d$.
+up to a fortieth of all, each with the mean of its $d$.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_core.gradients.factored import grams
 from jax_core.operators import BlockDiagonal, BlockLowRank, Projection
 from jax_core.predictive import GaussianOutputs
 from jax_core.xla.precision import full_precision
 
-_SHARE = 120  # of all coordinates, in a group at most
-_GROWTH = 1.25  # from a group to the next
+_SHARE = 40  # of all coordinates, in a group at most
+_GROWTH = 1.5  # from a group to the next
 
 
 def group_sizes(size: int) -> tuple[int, ...]:
@@ -114,32 +115,60 @@ def blocks_of(curvature: BlockDiagonal | BlockLowRank) -> tuple[Any, ...]:
     return curvature.blocks.parts if isinstance(curvature, BlockLowRank) else curvature.parts
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GroupedGrid:
+    r"""A grouped spectrum under every precision of a grid.
+
+    Attributes:
+        spectrum: The groups.
+        scales: $1 / (d_g + \tau)$.
+        roots: $L^{-\top}$ with $L L^\top = M$; ``None`` without a low rank.
+    """
+
+    spectrum: GroupedSpectrum
+    scales: Float[Array, "T G"]
+    roots: Float[Array, "T R R"] | None
+
+    @classmethod
+    def of(cls, grid: Float[Array, " T"], projection: Projection) -> GroupedGrid:
+        """Group the weights of a projection, and factorise what lies between the columns for each precision."""
+        spectrum = GroupedSpectrum.of(projection)
+        scales = 1 / (spectrum.values + grid[:, None])
+        return cls(spectrum, scales, None if spectrum.grams is None else _roots(scales, spectrum.grams))
+
+
+@jax.jit
+def _roots(scales: Float[Array, "T G"], grams: Float[Array, "G R R"]) -> Float[Array, "T R R"]:
+    identity = jnp.eye(grams.shape[-1], dtype=grams.dtype)
+    factors = jnp.linalg.cholesky(jnp.einsum("tg,grs->trs", scales, grams) + identity)
+    return jax.vmap(lambda factor: jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T)(factors)
+
+
 def covariances(
     finish: Callable[[GaussianOutputs], Any],
-    grid: Float[Array, " T"],
-    grouped: GroupedSpectrum,
+    known: GroupedGrid,
     outputs: Float[Array, "B C"],
     rows: Float[Array, "B C P"],
 ) -> Any:
     """``finish`` of the outputs under every precision, axes ``(B, T)`` first, from rows along the eigenvectors."""
-    turned = rows[..., grouped.order]
-    parts = [turned[..., a:b] for a, b in grouped.bounds]
-    own = jnp.stack([part @ jnp.swapaxes(part, -1, -2) for part in parts], axis=1)  # (B, G, C, C)
+    spectrum = known.spectrum
+    turned = rows[..., spectrum.order]
+    parts = [turned[..., a:b] for a, b in spectrum.bounds]
+    own = jnp.stack([grams(part) for part in parts])  # (G, B, C, C)
     inner = None
-    if grouped.columns is not None:
-        inner = jnp.stack([p @ grouped.columns[a:b] for p, (a, b) in zip(parts, grouped.bounds, strict=True)], axis=1)
+    if spectrum.columns is not None:
+        pairs = zip(parts, spectrum.bounds, strict=True)
+        met = [part.reshape(-1, part.shape[-1]) @ spectrum.columns[a:b] for part, (a, b) in pairs]
+        inner = jnp.stack(met)  # (G, B * C, R)
 
-    def at(precision: Array) -> Any:
-        scale = 1 / (grouped.values + precision)
-        covariance = jnp.einsum("g,bgcd->bcd", scale, own)
-        if inner is not None and grouped.grams is not None:
-            small = jnp.einsum("g,grs->rs", scale, grouped.grams)
-            factor = jnp.linalg.cholesky(small + jnp.eye(small.shape[0], dtype=small.dtype))
-            met = jnp.einsum("g,bgcr->bcr", scale, inner)
-            solved = jax.scipy.linalg.solve_triangular(factor, met.reshape(-1, met.shape[-1]).T, lower=True)
-            half = solved.T.reshape(met.shape)
-            covariance = covariance - half @ jnp.swapaxes(half, -1, -2)
+    def at(precision: tuple[Array, Array | None]) -> Any:
+        scale, root = precision
+        covariance = jnp.tensordot(scale, own, 1)
+        if inner is not None and root is not None:
+            half = (jnp.tensordot(scale, inner, 1) @ root).reshape(*outputs.shape, -1)
+            covariance = covariance - grams(half)
         return finish(GaussianOutputs(outputs, covariance))
 
-    found = jax.lax.map(at, grid)
+    found = jax.lax.map(at, (known.scales, known.roots))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
