@@ -131,7 +131,7 @@ def save_angles(runs: Sequence[Sequence[Judged]], path: Path) -> None:
     """NLL against the angle, a panel a network and a line a method."""
     networks = list(dict.fromkeys(row.network for row in runs[0]))
     size = {"figsize": (4.6 * len(networks), 4.2), "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(networks), squeeze=False, **size)
+    figure, axes = plt.subplots(1, len(networks), squeeze=False, sharey=True, **size)
     for ax, network in zip(axes[0], networks, strict=True):
         angles = list(runs[0][0].nll_by_angle)
         methods = list(dict.fromkeys(row.method for row in runs[0] if row.network == network))
@@ -140,6 +140,7 @@ def save_angles(runs: Sequence[Sequence[Judged]], path: Path) -> None:
             means = [np.mean([row.nll_by_angle[angle] for row in same]) for angle in angles]
             ax.plot(angles, means, style, color=colour, label=method, linewidth=1.8)
         ax.set(title=network, xlabel="digits turned by (degrees)", yscale="log", xticks=angles)
+    axes[0][0].set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
     axes[0][0].set_ylabel("negative log-likelihood (nats a digit)")
     axes[0][0].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

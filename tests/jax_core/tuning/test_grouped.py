@@ -54,7 +54,9 @@ def test_the_evidence_per_layer_has_the_posterior_s_determinant(x64, structure):
     curvature = curvature_of(case, structure)
     loss = evidence_loss(curvature, case.params)
     layers = jnp.arange(1.0, 1 + len(jax.tree.leaves(case.params)))
-    prior = jnp.concatenate([jnp.full(leaf.size, v) for leaf, v in zip(jax.tree.leaves(case.params), layers)])
+    prior = jnp.concatenate(
+        [jnp.full(leaf.size, v) for leaf, v in zip(jax.tree.leaves(case.params), layers, strict=True)]
+    )
     posterior = Posterior.create(case.params, curvature, prior)
     expected = 0.5 * (posterior.log_det_ratio() + posterior.scatter())
     np.testing.assert_allclose(loss(layers), expected, rtol=1e-9)
