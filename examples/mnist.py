@@ -6,8 +6,8 @@
 
 The networks are the tutorial's CNN (2,200 steps: less sure than it is right), the same trained for longer, and the
 same trained on 1,000 digits until it knows them by heart (far surer than it is right). Each is judged on clean digits,
-on digits turned by 15 to 75 degrees, and by how well the entropy of its predictions tells foreign images: letters, which
-are near, and shapes, which are far. Prints a table a network; writes `results.json` and `nll_by_angle.png` to `--out`.
+on digits turned by 15 to 75 degrees, and by how well the entropy of its predictions tells foreign images: letters, near
+ones, and shapes, far ones. Prints a table a network; writes `results.json` and `nll_by_angle.png` to `--out`.
 """
 
 from __future__ import annotations
