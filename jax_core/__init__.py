@@ -28,7 +28,18 @@ from jax_core.gradients.jacobians import jacobian
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, as_likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.matrix_free import diagonal, estimate_diagonal, to_dense
-from jax_core.operators import Dense, Diagonal, LowRank, Operator, logdet, whiten
+from jax_core.operators import (
+    BlockDiagonal,
+    BlockLowRank,
+    Dense,
+    Diagonal,
+    Kronecker,
+    LowRank,
+    Operator,
+    Spectral,
+    logdet,
+    whiten,
+)
 from jax_core.posterior import Evidence, Posterior, gaussian_log_likelihood, log_marginal_likelihood, prior_vector
 from jax_core.predictive import (
     GaussianOutputs,
@@ -59,6 +70,8 @@ from jax_core.tutorial_api import *  # noqa: F403 - its own __all__ is the list
 __all__ = [
     "Bernoulli",
     "BinMetrics",
+    "BlockDiagonal",
+    "BlockLowRank",
     "Categorical",
     "Custom",
     "DataLoaderMV",
@@ -69,12 +82,14 @@ __all__ = [
     "Fitted",
     "Gaussian",
     "GaussianOutputs",
+    "Kronecker",
     "Likelihood",
     "LoaderPasses",
     "LowRank",
     "MonteCarlo",
     "Operator",
     "Posterior",
+    "Spectral",
     "Tuned",
     "accuracy",
     "adaptive_calibration_error",
