@@ -210,19 +210,6 @@ def test_misspelt_options_fail():
             Laplace(network(), **option)
     with pytest.raises(TypeError, match="function"):
         Laplace(lambda x: x)
-    with pytest.raises(ValueError, match="method='lanczos' does not go with hessian_structure='kron'"):
-        Laplace(network(), hessian_structure="kron", method="lanczos")
-
-
-def test_a_method_of_finding_a_low_rank_asks_for_one():
-    assert Laplace(network()).options.structure == "kron_lowrank"
-    assert Laplace(network(), method="lanczos").options.structure == "lowrank"
-    assert Laplace(network(), hessian_structure="kron_lowrank", method="nystrom").options.method == "nystrom"
-
-
-def test_a_rank_beside_blocks_shrinks_and_says_so():
-    la = fitted(rank=10_000)
-    assert f"rank {la.order.size} (all there are)" in la.plan.reason
 
 
 def test_predicting_before_fitting_names_fit():

@@ -1,0 +1,57 @@
+"""Which structure a call asks for, and what goes with it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bridge import Laplace
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+
+
+def fitted(**options):
+    torch.manual_seed(1)
+    data = TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+    return Laplace(network(), progress=False, **options).fit(DataLoader(data, batch_size=8))
+
+
+def test_a_method_of_finding_a_low_rank_asks_for_one():
+    assert Laplace(network()).options.structure == "kron_lowrank"
+    assert Laplace(network(), method="lanczos").options.structure == "lowrank"
+    assert Laplace(network(), hessian_structure="kron_lowrank", method="nystrom").options.method == "nystrom"
+
+
+def test_a_method_that_the_structure_would_not_look_at_is_refused():
+    with pytest.raises(ValueError, match="method='lanczos' does not go with hessian_structure='kron'"):
+        Laplace(network(), hessian_structure="kron", method="lanczos")
+
+
+def test_a_rank_beside_blocks_shrinks_and_says_so():
+    la = fitted(rank=10_000)
+    assert f"rank {la.order.size} (all there are)" in la.plan.reason
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "kron_lowrank"])
+def test_kronecker_structures_take_a_prior_per_tensor_and_none_per_parameter(structure):
+    la = fitted(hessian_structure=structure, rank=5)
+    la.prior_precision = [1.0, 2.0, 3.0, 4.0]
+    la.prior_precision = torch.repeat_interleave(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(la.order.sizes))
+    assert la.prior_precision.tolist() == [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(ValueError, match="one per parameter tensor"):
+        la.prior_precision = torch.arange(1.0, la.order.size + 1)
+    with pytest.raises(ValueError, match="one per parameter tensor"):
+        Laplace(network(), hessian_structure=structure, prior_precision=torch.arange(1.0, la.order.size + 1))
+
+
+@pytest.mark.parametrize("structure", ["kron", "kron_lowrank"])
+def test_a_folded_normalisation_keeps_its_convolution_a_kronecker_product(structure):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).eval()
+    model[1].running_var.uniform_(0.5, 2)
+    data = TensorDataset(torch.randn(12, 1, 6, 6), torch.arange(12) % 3)
+    la = Laplace(model, progress=False, hessian_structure=structure, rank=5).fit(DataLoader(data, batch_size=4))
+    assert "2 Kronecker blocks" in la.plan.reason
