@@ -1,6 +1,6 @@
 """Does it pay? Three networks for digits, and what each way to probabilities makes of them.
 
-    python examples/mnist.py               # about five minutes on two cores
+    python examples/mnist.py               # about six minutes on two cores
     python examples/mnist.py --seeds 3     # with standard errors
     python examples/mnist.py --full        # curvature of all digits a network was trained on, 10,000 test digits
 
