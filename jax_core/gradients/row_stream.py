@@ -106,6 +106,11 @@ class RowStream(Stream):
             self._checkpoint.save([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
         return carry
 
+    @property
+    def batches_read(self) -> int:
+        """Batches that this pass has read so far."""
+        return self._read
+
     def _mark(self) -> tuple[int, ...]:
         """What identifies the batches that were read so far in this pass."""
         return self._read, *self.passes.mark(self._read)

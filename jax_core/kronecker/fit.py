@@ -126,10 +126,12 @@ def _factors(source: Source, layers: Layers, tolerance: float, *, own_biases: bo
     """One pass for the factors of all matrices, and the blocks of all else."""
     layout, step = layers.layout, AddFactors(layers)
     stream = source.rows(tolerance, part="factors")
-    grams = [jnp.zeros((slot.shape[1],) * 2, source.dtype) for slot in layout.factored]
-    grams = on_device_of(source.params, grams)
+    grams: list[Array] = []
 
     def add_inputs(batch: Batch, count: int) -> None:
+        if stream.batches_read == 1:  # a pass that begins, or begins anew since its data are others than a state's
+            zero = [jnp.zeros((slot.shape[1],) * 2, source.dtype) for slot in layout.factored]
+            grams[:] = on_device_of(source.params, zero)
         width = evenly(batch_size(batch), plan_inputs(source.model_fn, source.params, batch, layout=layout))
         for start, piece in enumerate(pieces(batch, width)):
             some = jnp.asarray(min(max(count - start * width, 0), width))

@@ -98,15 +98,28 @@ def test_products_that_were_made_are_not_made_again(options, tmp_path, monkeypat
     np.testing.assert_allclose(la.fitted.nll, straight.fitted.nll, rtol=1e-6)
 
 
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "kron_lowrank"])
+def test_a_structure_of_two_passes_goes_on_in_either(structure, tmp_path):
+    options = {"hessian_structure": structure}
+    straight = new(**options).fit(Stopping(None))
+    for stop in (3, 6):
+        with pytest.raises(ConnectionError):
+            new(**options).fit(Stopping(stop), checkpoint=tmp_path)
+    la = new(**options).fit(Stopping(None), checkpoint=tmp_path)
+    torch.testing.assert_close(spread(la), spread(straight), rtol=1e-6, atol=1e-8)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"factors", "diagonal"}
+
+
 def test_a_damaged_state_gives_way_to_the_one_before(tmp_path):
-    straight = new().fit(Stopping(None))
+    low = {"hessian_structure": "lowrank"}
+    straight = new(**low).fit(Stopping(None))
     with pytest.raises(ConnectionError):
-        new().fit(Stopping(6), checkpoint=tmp_path)
+        new(**low).fit(Stopping(6), checkpoint=tmp_path)
     newest = max(tmp_path.glob("state-*"), key=lambda path: checkpoints._read(path)[1]["count"])
     content = newest.read_bytes()
     for damaged in (content[:-7], content[:-7] + bytes([content[-7] ^ 1]) + content[-6:], b""):
         newest.write_bytes(damaged)
-        torch.testing.assert_close(spread(new().fit(Stopping(None), checkpoint=tmp_path)), spread(straight))
+        torch.testing.assert_close(spread(new(**low).fit(Stopping(None), checkpoint=tmp_path)), spread(straight))
 
 
 def test_other_data_and_other_fits_are_noticed(tmp_path):

@@ -253,7 +253,7 @@ def test_bad_data_is_named_and_an_earlier_fit_is_kept(kind):
 def test_bad_weights_and_ranks_are_named():
     model = network()
     with pytest.raises(ValueError, match=r"rank=100.*51 parameters"):
-        Laplace(model, rank=100, progress=False).fit(loader(*digits()))
+        Laplace(model, hessian_structure="lowrank", rank=100, progress=False).fit(loader(*digits()))
     with torch.no_grad():
         model[0].weight[0, 0] = float("nan")
     with pytest.raises(TraceError, match=r"0\.weight"):
