@@ -14,8 +14,7 @@ _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Diago
 def kinds_of(operator: Operator) -> list[str]:
     """The operator's kind, and those of its blocks after it."""
     if isinstance(operator, BlockLowRank | BlockDiagonal):
-        blocks = operator.blocks if isinstance(operator, BlockLowRank) else operator
-        return [type(operator).__name__, *(type(part).__name__ for part in blocks.parts)]
+        return [type(operator).__name__, *(type(part).__name__ for part in operator.parts)]
     return [type(operator).__name__]
 
 

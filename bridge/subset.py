@@ -89,13 +89,8 @@ def covering(model: nn.Module, names: frozenset[str] | None) -> Iterator[None]:
     """Let only the parameters named require a gradient, among those that do, and restore each one's own flag."""
     inner = unwrap(model)
     others = [] if names is None else [p for n, p in inner.named_parameters() if p.requires_grad and n not in names]
-    try:
-        for parameter in others:
-            parameter.requires_grad_(False)
+    with _turned(others):
         yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
 
 
 def find_last_layer(model: nn.Module, inputs: Any) -> str:
@@ -226,14 +221,21 @@ def _hook(after: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _all_differentiable(model: nn.Module) -> Iterator[None]:
-    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    with _turned([p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]):
+        yield
+
+
+@contextlib.contextmanager
+def _turned(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """The other value of ``requires_grad`` for some parameters that share one."""
+    flags = [parameter.requires_grad for parameter in parameters]
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(not flag)
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
 
 
 def _is_inside(parameter: str, module: str) -> bool:

@@ -176,6 +176,51 @@ class LoaderPasses:
             )
 
 
+class DerivedPasses(LoaderPasses):
+    """Passes that show something else of another's batches; what those prove and know is theirs."""
+
+    def __init__(self, passes: LoaderPasses) -> None:
+        """Bind the passes behind these."""
+        self._passes = passes
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of the first whole pass, or ``None`` before it ended."""
+        return self._passes.num_samples
+
+    @property
+    def fingerprint(self) -> tuple[int, int] | None:
+        """Number and hash of the samples of the first whole pass, or ``None`` before it ended."""
+        return self._passes.fingerprint
+
+    @property
+    def shows(self) -> bool:
+        """Whether progress bars are wanted."""
+        return self._passes.shows
+
+    @property
+    def budget(self) -> float:
+        """Bytes that may be kept."""
+        return self._passes.budget
+
+    def mark(self, batches: int) -> tuple[int, int]:
+        """Number and hash of the samples in the first ``batches`` of the pass that has read the loader last."""
+        return self._passes.mark(batches)
+
+    @property
+    def cached(self) -> bool:
+        """Whether later passes are served from memory."""
+        return self._passes.cached
+
+    def preload(self) -> None:
+        """Read the loader now, as far as the snapshot reaches."""
+        self._passes.preload()
+
+    def peek(self) -> Batch:
+        """The first batch; the next pass goes on from there."""
+        return self._passes.peek()
+
+
 def _length(loader: Iterable[Any]) -> int | None:
     try:
         return len(loader)  # type: ignore[arg-type]

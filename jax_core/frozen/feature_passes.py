@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from tqdm.auto import tqdm
 
 from jax_core.data.batches import Batch
-from jax_core.data.passes import LoaderPasses
+from jax_core.data.passes import DerivedPasses, LoaderPasses
 from jax_core.data.trees import get_bytes
 from jax_core.frozen.split import Trunk
 from jax_core.frozen.trunk import features
 
 
-class FeaturePasses(LoaderPasses):
+class FeaturePasses(DerivedPasses):
     """The passes of a loader with each batch's inputs sent through a trunk, once if all features can be kept.
 
     What the passes prove about their samples, and the marks of checkpoints, are those of the inputs.
@@ -21,42 +21,15 @@ class FeaturePasses(LoaderPasses):
 
     def __init__(self, trunk: Trunk, passes: LoaderPasses) -> None:
         """Put a trunk before passes; features are kept within the budget that those have for inputs."""
-        self._trunk, self._passes = trunk, passes
+        super().__init__(passes)
+        self._trunk = trunk
         self._first: Batch | None = None
         self._kept: list[Batch] | None = None
-
-    @property
-    def num_samples(self) -> int | None:
-        """Samples of the first whole pass, or ``None`` before it ended."""
-        return self._passes.num_samples
-
-    @property
-    def fingerprint(self) -> tuple[int, int] | None:
-        """Number and hash of the samples of the first whole pass, or ``None`` before it ended."""
-        return self._passes.fingerprint
-
-    @property
-    def shows(self) -> bool:
-        """Whether progress bars are wanted."""
-        return self._passes.shows
-
-    @property
-    def budget(self) -> float:
-        """Bytes that may be kept."""
-        return self._passes.budget
-
-    def mark(self, batches: int) -> tuple[int, int]:
-        """Number and hash of the samples in the first ``batches`` of the pass that has read the loader last."""
-        return self._passes.mark(batches)
 
     @property
     def cached(self) -> bool:
         """Whether later passes are served from memory."""
         return self._kept is not None
-
-    def preload(self) -> None:
-        """Read the loader now, as far as the snapshot reaches."""
-        self._passes.preload()
 
     def peek(self) -> Batch:
         """The first batch; the next pass goes on from there."""

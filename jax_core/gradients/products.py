@@ -149,8 +149,10 @@ def _follow(
         product = _convolution(equation, operands, label, evaluate)
     else:
         return evaluate()
-    if product is None or not _scaled_outside(product, scale):
+    if product is None:
         return evaluate()
+    if not _scaled_outside(product, scale):
+        return [product.result]
     return [Tracked(Result(leaf), on_product(product))]
 
 

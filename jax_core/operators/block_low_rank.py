@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_core.operators.block_diagonal import BlockDiagonal
+from jax_core.operators.block_diagonal import Block, BlockDiagonal
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.xla.precision import full_precision
@@ -39,6 +39,11 @@ class BlockLowRank(ShortRepr):
     def size(self) -> int:
         """The dimension."""
         return self.U.shape[0]
+
+    @property
+    def parts(self) -> tuple[Block, ...]:
+        """The blocks one by one."""
+        return self.blocks.parts
 
     @property
     def rank(self) -> int:

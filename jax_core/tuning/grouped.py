@@ -73,8 +73,7 @@ class GroupedSpectrum:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """Where groups begin and end."""
-        ends = np.cumsum([0, *self.sizes]).tolist()
-        return list(itertools.pairwise(ends))
+        return _bounds(self.sizes)
 
     @full_precision
     def log_det_ratio(self, precision: Any) -> Float[Array, ""]:
@@ -86,14 +85,17 @@ class GroupedSpectrum:
 def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> GroupedSpectrum:
     assert projection.weights is not None
     weights = projection.weights[order]
-    ends = np.cumsum([0, *sizes]).tolist()
-    bounds = list(itertools.pairwise(ends))
+    bounds = _bounds(sizes)
     values = jnp.stack([weights[a:b].mean() for a, b in bounds])
     if projection.columns is None or projection.values is None:
         return GroupedSpectrum(order, values, None, None, weights, sizes)
     columns = projection.columns[order] * jnp.sqrt(projection.values)
-    grams = jnp.stack([columns[a:b].T @ columns[a:b] for a, b in bounds])
-    return GroupedSpectrum(order, values, columns, grams, weights, sizes)
+    of_columns = jnp.stack([columns[a:b].T @ columns[a:b] for a, b in bounds])
+    return GroupedSpectrum(order, values, columns, of_columns, weights, sizes)
+
+
+def _bounds(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(np.cumsum([0, *sizes]).tolist()))
 
 
 @jax.jit
@@ -108,11 +110,6 @@ def _log_det_ratio(grouped: GroupedSpectrum, precision: Array) -> Array:
 def is_grouped(curvature: Any) -> TypeGuard[BlockDiagonal | BlockLowRank]:
     """Whether a curvature's spectrum is taken in groups: that of blocks."""
     return isinstance(curvature, BlockDiagonal | BlockLowRank)
-
-
-def blocks_of(curvature: BlockDiagonal | BlockLowRank) -> tuple[Any, ...]:
-    """Its blocks."""
-    return curvature.blocks.parts if isinstance(curvature, BlockLowRank) else curvature.parts
 
 
 @jax.tree_util.register_dataclass
@@ -139,9 +136,9 @@ class GroupedGrid:
 
 
 @jax.jit
-def _roots(scales: Float[Array, "T G"], grams: Float[Array, "G R R"]) -> Float[Array, "T R R"]:
-    identity = jnp.eye(grams.shape[-1], dtype=grams.dtype)
-    factors = jnp.linalg.cholesky(jnp.einsum("tg,grs->trs", scales, grams) + identity)
+def _roots(scales: Float[Array, "T G"], of_columns: Float[Array, "G R R"]) -> Float[Array, "T R R"]:
+    identity = jnp.eye(of_columns.shape[-1], dtype=of_columns.dtype)
+    factors = jnp.linalg.cholesky(jnp.einsum("tg,grs->trs", scales, of_columns) + identity)
     return jax.vmap(lambda factor: jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T)(factors)
 
 

@@ -26,7 +26,7 @@ from jax_core.operators import LowRank, Operator, Projection
 from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
 from jax_core.predictive import GaussianOutputs
-from jax_core.tuning.grouped import GroupedGrid, blocks_of, covariances, is_grouped
+from jax_core.tuning.grouped import GroupedGrid, covariances, is_grouped
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import as_jit_argument
 
@@ -51,7 +51,7 @@ def predictions_on_grid(
     """
     leaves = jax.tree.leaves(mean)
     grid = jnp.asarray(precisions, jnp.result_type(*leaves))
-    if is_grouped(curvature) and [part.size for part in blocks_of(curvature)] == [jnp.size(leaf) for leaf in leaves]:
+    if is_grouped(curvature) and [part.size for part in curvature.parts] == [jnp.size(leaf) for leaf in leaves]:
         along = Partial(covariances, as_jit_argument(finish))
         prepare = partial(GroupedGrid.of, grid)
         return map_rotated(model_fn, mean, Subspace(curvature.projection()), prepare, along)
