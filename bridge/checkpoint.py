@@ -29,7 +29,7 @@ from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
 from bridge.weights import WeightWatch, digest
 from jax_core.data.trees import on_device_of
-from jax_core.fit import Fitted
+from jax_core.fitted import Fitted
 from jax_core.lowrank.plan import Plan
 
 _NUMBERS = ("nll", "num_samples", "num_total_samples", "outputs_per_sample")

@@ -32,6 +32,7 @@ class Description(nn.Module):
         *,
         link_approx: LinkName,
         n_samples: int,
+        enable_backprop: bool,
         seed: int,
         prior_precision: Any,
         prior_mean: Any,
@@ -44,7 +45,7 @@ class Description(nn.Module):
         self.model, self.loss, self.options, self.reading, self.seed = model, loss, options, reading, seed
         self.subset = subset
         self.order = ParameterOrder.of(model, subset.names(model))
-        self.link_approx, self.n_samples = link_approx, n_samples
+        self.link_approx, self.n_samples, self.enable_backprop = link_approx, n_samples, enable_backprop
         self._hyper = Hyperparameters(
             self._prior(prior_precision),
             hyperparameters.prior_mean(prior_mean, self.order),
@@ -84,7 +85,7 @@ class Description(nn.Module):
         self._n_samples = value
 
     @property
-    def prior_precision(self) -> float | torch.Tensor:
+    def prior_precision(self) -> torch.Tensor:
         """A number, or one per tensor or parameter, as in ``model.parameters()``; setting it takes no new fit."""
         return shown(self._hyper.prior_precision)
 
@@ -93,7 +94,7 @@ class Description(nn.Module):
         self._change(prior_precision=self._prior(value))
 
     @property
-    def prior_mean(self) -> float | torch.Tensor:
+    def prior_mean(self) -> torch.Tensor:
         """The mean of the prior, like :attr:`prior_precision`; only the evidence depends on it."""
         return shown(self._hyper.prior_mean)
 
@@ -102,7 +103,7 @@ class Description(nn.Module):
         self._change(prior_mean=hyperparameters.prior_mean(value, self.order))
 
     @property
-    def sigma_noise(self) -> float | torch.Tensor:
+    def sigma_noise(self) -> torch.Tensor:
         """Standard deviation of a regression's noise; after ``fit`` one number for another takes no new fit."""
         return shown(self._hyper.sigma_noise)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,9 @@ from bridge.tensors import to_jax
 from bridge.tracing import TracedModel
 from bridge.weights import WeightWatch
 from jax_core.data.batches import Batch
-from jax_core.fit import Fitted
+from jax_core.fitted import Fitted
 from jax_core.frozen import Split, features, split
+from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
 from jax_core.types import Params
@@ -59,6 +60,11 @@ class FittedModel:
         return OneExample.of(self.traced, self.layout, self.loss)
 
     @property
+    def predicted(self) -> Likelihood:
+        """What predictions are about: the likelihood, but for rewards that are known from comparisons alone."""
+        return self.loss.predicted or self.loss.likelihood
+
+    @property
     def params(self) -> Params:
         """The trained weights."""
         return self.traced.params
@@ -77,6 +83,14 @@ class FittedModel:
         """What the Jacobian of one example's outputs takes."""
         leaves = jax.tree.leaves(self.params)
         return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
+
+    def with_more(self, other: FittedModel) -> FittedModel:
+        """The fit of both fits' data, which are at the same weights.
+
+        Raises:
+            TypeError: If their curvatures have no sum.
+        """
+        return replace(other, fitted=self.fitted.with_more(other.fitted), seen=(*self.seen, *other.seen))
 
     def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""

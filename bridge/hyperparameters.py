@@ -131,9 +131,9 @@ def _checked(name: str, value: Any, *, positive: bool) -> Value:
     return float(array.reshape(())) if array.size == 1 and array.ndim <= 1 else array
 
 
-def shown(value: Value) -> float | torch.Tensor:
-    """A hyperparameter as its user meets it: a float, or a tensor of its own."""
-    return value if isinstance(value, float | int) else torch.from_numpy(value.copy())
+def shown(value: Value) -> torch.Tensor:
+    """A hyperparameter as its user meets it: a tensor of its own, without axes for one number."""
+    return torch.from_numpy(np.array(value, np.float64))
 
 
 def in_core(value: Value, reorder: Callable[[np.ndarray], np.ndarray]) -> Value:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.fitting import FittedModel
-from bridge.predictives import JACOBIAN_BYTES, link_for
+from bridge.options import LinkName
+from bridge.predictives import JACOBIAN_BYTES, best_link, link_for
 from bridge.state import LaplaceState
 from jax_core.data.batches import Batch, batch_size
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian
@@ -53,15 +54,15 @@ def joint(
     if isinstance(fit.loss.likelihood, Gaussian):
         assert batches is not None
         return _with_noise(la, fit, batches, precisions)
+    link = best_link(fit, la.link_approx)
     if batches is not None:
-        found = held_out_search(
-            *_model(la, fit), batches, **_family(la, fit), precisions=precisions, temperatures=default_temperatures()
-        )
+        family, temperatures = _family(la, fit, link), default_temperatures()
+        found = held_out_search(*_model(la, fit), batches, **family, precisions=precisions, temperatures=temperatures)
         choice = most_uncertain(*_choosing(found))
         return _tuned(found, choice, "held-out likelihood, joint", f"{len(found.network)} held-out samples")
     if grid is None:
         precisions = precisions[::2]  # the penalty needs derivatives of the link in every direction
-    found = _on_seen(la, fit, precisions, default_temperatures(), evidence())
+    found = _on_seen(la, fit, link, precisions, default_temperatures(), evidence())
     choice = most_uncertain_within(*_choosing(found), slack=1 / fit.fitted.num_total_samples)
     return _tuned(
         found, choice, "training likelihood and covariance penalty, joint", f"{len(found.network)} training samples"
@@ -73,7 +74,8 @@ def doubts_about(la: LaplaceState, fit: FittedModel, precision: Any) -> Doubts |
     known = isinstance(fit.loss.likelihood, Categorical | Bernoulli) and isinstance(precision, float)
     if not known or not fit.seen or fit.jacobian_bytes > JACOBIAN_BYTES:
         return None
-    found = _on_seen(la, fit, np.array([precision]), np.array([la.logit_temperature]), precision)
+    link = link_for(la.link_approx)
+    found = _on_seen(la, fit, link, np.array([precision]), np.array([la.logit_temperature]), precision)
     count = found.table.counts.sum()
     return Doubts(float(found.table.losses.sum() / count), float(found.network.sum() / count))
 
@@ -86,7 +88,12 @@ def with_noise_by_evidence(fit: FittedModel, log_det: Callable[[float], float], 
 
 
 def _on_seen(
-    la: LaplaceState, fit: FittedModel, precisions: np.ndarray, temperatures: np.ndarray, follow: float
+    la: LaplaceState,
+    fit: FittedModel,
+    link: LinkName,
+    precisions: np.ndarray,
+    temperatures: np.ndarray,
+    follow: float,
 ) -> Searched:
     if not fit.seen:
         raise ValueError(
@@ -96,7 +103,7 @@ def _on_seen(
     return penalized_search(
         *_model(la, fit),
         [Batch(fit.features(batch.input), batch.target) for batch in _at_most(fit.seen, _SEEN)],
-        **_family(la, fit),
+        **_family(la, fit, link),
         precisions=precisions,
         temperatures=temperatures,
         follow=follow,
@@ -132,14 +139,14 @@ def _model(la: LaplaceState, fit: FittedModel) -> tuple[Any, Any, Any]:
     return fit.split.head, fit.params, fit.fitted.curvature.rescale(la.hyperparameters.scale)
 
 
-def _family(la: LaplaceState, fit: FittedModel) -> dict[str, Any]:
+def _family(la: LaplaceState, fit: FittedModel, link: LinkName) -> dict[str, Any]:
     """The likelihood's family, and how an example's outputs fall into positions."""
     likelihood, layout = fit.loss.likelihood, fit.layout
     family: Family = LabelFamily()
     together = 1
     if isinstance(likelihood, Categorical):
-        link = link_by_name(link_for(fit, la.link_approx), key=jax.random.key(la.seed), num_samples=la.n_samples)
-        family, together = ClassFamily(as_jit_argument(link), likelihood.ignore_index), layout.core_shape[-1]
+        named = link_by_name(link, key=jax.random.key(la.seed), num_samples=la.n_samples)
+        family, together = ClassFamily(as_jit_argument(named), likelihood.ignore_index), layout.core_shape[-1]
     return {"family": family, "together": together, "positions": layout.size // together}
 
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import torch
 from torch import nn
 
-from bridge.dataloader import ToBatch, tensors
+from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
-from bridge.keeping import KeptLaplace
+from bridge.function_space import FunctionSpace
 from bridge.losses import to_loss
-from bridge.options import LinkName, PredictionType, one_of, whole
-from bridge.predictives import Request, distribution, predict
+from bridge.options import LinkName, one_of, spelled, whole
+from bridge.peer_options import curvature_of
+from bridge.predictives import best_link
 from bridge.subset import Subset, WeightSubset
 from bridge.tuning import TuningMethod, chosen_method, tune
+from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
 from jax_core.likelihoods import Likelihood
 from jax_core.tuning import Objective, Score, Tuned
 
 
-class Laplace(KeptLaplace):
+class Laplace(FunctionSpace):
     r"""A Laplace approximation around a trained torch model, computed in JAX.
 
     The posterior over weights is $\mathcal N(\theta^*, (\tfrac{1}{\sigma^2 T} G + D)^{-1})$ with the generalised
@@ -42,6 +43,7 @@ class Laplace(KeptLaplace):
         >>> probabilities = la(x)
     """
 
+    @spelled
     def __init__(
         self,
         model: nn.Module,
@@ -50,6 +52,7 @@ class Laplace(KeptLaplace):
         hessian_structure: Structure | None = None,
         *,
         last_layer_name: str | None = None,
+        curvature: Curvature | None = None,
         method: Method = "auto",
         rank: int = 100,
         passes: int = 1,
@@ -60,11 +63,14 @@ class Laplace(KeptLaplace):
         logit_temperature: Any = 1.0,
         link_approx: LinkName = "auto",
         n_samples: int = 100,
+        enable_backprop: bool = False,
         tracer: Tracer = "export",
         cache: Cache = "auto",
         cache_bytes: int = 2**31,
         seed: int = 0,
         progress: bool = True,
+        backend: Any = None,
+        backend_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Describe the approximation; nothing is computed before :meth:`fit`.
 
@@ -80,6 +86,8 @@ class Laplace(KeptLaplace):
                 given; ``"kron"``, ``"ekfac"``, ``"full"`` or ``"diag"``.
             last_layer_name: Of the ``"last_layer"``; by default the module through whose output alone parameters reach
                 the model's, found on the first batch (before, it is taken to be the one registered last).
+            curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which is the default; ``"empirical_fisher"``,
+                outer products of the gradients at the targets; or ``"mc_fisher"``, at targets drawn from the model.
             method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
                 ``"block_lanczos"``, ``"lobpcg"``; ``"auto"``, the cheapest by a cost model; see :attr:`plan`.
             rank: Eigenpairs of a low rank.
@@ -91,18 +99,22 @@ class Laplace(KeptLaplace):
             temperature: Above one it flattens the likelihood behind the posterior.
             logit_temperature: Divides the Gaussian logits before the link (Guo et al., 2017, arXiv:1706.04599).
             link_approx: From Gaussian logits to probabilities: ``"probit"``, ``"mc"``, ``"bridge"``,
-                ``"bridge_norm"``, ``"mean_field_0"``, ``"mean_field_1"``, ``"mean_field_2"``; ``"auto"`` is the last,
-                or ``"probit"`` where a Jacobian is too large for a covariance.
-            n_samples: Samples of ``"mc"``.
+                ``"bridge_norm"``, ``"mean_field_0"``, ``"mean_field_1"``, ``"mean_field_2"``; ``"auto"`` is
+                ``"probit"`` until :meth:`optimize_prior_precision` tunes the prior under the last, the best by
+                measurement, which is then set.
+            n_samples: Samples of ``"mc"`` and of ``pred_type="nn"``.
+            enable_backprop: Whether predictions can be differentiated once with respect to the input.
             tracer: How the model becomes a JAX function, see :func:`bridge.trace`.
             cache: Keep the data in memory: ``"auto"`` within ``cache_bytes``, ``"memory"`` always, ``"none"`` never.
             cache_bytes: For that.
             seed: Of everything random.
             progress: Show progress bars.
+            backend: laplace-torch's: the name of its class says which ``curvature`` is meant; JAX computes it.
+            backend_kwargs: laplace-torch's, of which ``stochastic=True`` asks for ``"mc_fisher"``.
 
         Raises:
             ValueError: For an option out of its range, named, or a model without trainable parameters.
-            TypeError: If ``model`` is not a module.
+            TypeError: If ``model`` is not a module, or for a misspelt option.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}. Give a torch.nn.Module.")
@@ -114,7 +126,9 @@ class Laplace(KeptLaplace):
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
             whole(name, count)
-        how = {"structure": hessian_structure, "method": method, "rank": rank, "passes": passes}
+        curvature = curvature_of(curvature, backend, backend_kwargs)
+        one_of("curvature", curvature, Curvature)
+        how = {"structure": hessian_structure, "curvature": curvature, "method": method, "rank": rank, "passes": passes}
         super().__init__(
             model,
             to_loss(likelihood),
@@ -123,6 +137,7 @@ class Laplace(KeptLaplace):
             Subset.checked(subset_of_weights, last_layer_name, model),
             link_approx=link_approx,
             n_samples=n_samples,
+            enable_backprop=enable_backprop,
             seed=seed,
             prior_precision=prior_precision,
             prior_mean=prior_mean,
@@ -131,9 +146,12 @@ class Laplace(KeptLaplace):
             logit_temperature=logit_temperature,
         )
 
+    @spelled
     def fit(
         self,
         train_loader: Iterable[Any],
+        override: bool = True,
+        progress_bar: bool | None = None,
         *,
         num_total_samples: int | None = None,
         to_batch: ToBatch | None = None,
@@ -146,6 +164,9 @@ class Laplace(KeptLaplace):
         Args:
             train_loader: Yields ``(input, target)``, ``(a, b, ..., target)``, or mappings with ``input`` and ``target``
                 or with ``labels`` beside the model's keyword inputs; of torch tensors or numpy arrays.
+            override: If not, the data are added to those of the earlier fit at the same weights: exactly for ``"full"``
+                and ``"diag"``, otherwise within the structure (see :func:`jax_core.operators.add`).
+            progress_bar: Show progress bars for this fit, or not, whatever ``progress`` says.
             num_total_samples: The size of the training set, if the loader shows a subset of it.
             to_batch: From what the loader yields to an ``(input, target)`` pair, where it yields something else.
             checkpoint: A folder for the state of this fit. If the process is killed, the same call goes on from there;
@@ -155,6 +176,7 @@ class Laplace(KeptLaplace):
             This object.
 
         Raises:
+            RuntimeError: With ``override=False``, before a first fit or at other weights.
             ValueError: If the loader is empty, a batch holds NaN or targets that do not fit, shapes differ between
                 batches, the rank exceeds the number of parameters, or no single layer is the last and one was asked
                 for.
@@ -164,15 +186,19 @@ class Laplace(KeptLaplace):
         """
         if num_total_samples is not None:
             whole("num_total_samples", num_total_samples)
+        before = None if override else self.fit_result()[0]
         self.current_order()
-        what = (self.model, train_loader, self.loss, self.options, self.reading, self.hyperparameters, self.subset)
+        shown = self.reading.progress if progress_bar is None else progress_bar
+        options = dataclasses.replace(self.options, progress=shown)
+        reading = dataclasses.replace(self.reading, progress=shown)
+        what = (self.model, train_loader, self.loss, options, reading, self.hyperparameters, self.subset)
         read = {"to_batch": to_batch, "checkpoint": checkpoint}
         try:
             fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, before=self._fit, **read)
         except KeyboardInterrupt as stop:
             stop.add_note("The fit was interrupted; this Laplace is as it was before.")
             raise
-        self.adopt(fit, self.hyperparameters)
+        self.adopt(fit if before is None else before.with_more(fit), self.hyperparameters)
         return self
 
     def optimize_prior_precision(
@@ -218,76 +244,14 @@ class Laplace(KeptLaplace):
             RuntimeError: Before :meth:`fit`.
             ValueError: For another method, arguments that do not go with it, or data that do not fit the model.
         """
-        self.fit_result()
+        fit = self.fit_result()[0]
         given = {"val_loader": val_loader, "grid": grid, "layerwise": layerwise}
         chosen = chosen_method(method, self.likelihood, objective, **given)
         tuned = tune(self, chosen, val_loader, objective, grid, layerwise=layerwise, to_batch=to_batch)
         self.take(tuned)
+        if chosen == "joint":
+            self.link_approx = best_link(fit, self.link_approx)
         return tuned
-
-    def forward(
-        self,
-        x: Any,
-        link_approx: LinkName | None = None,
-        n_samples: int | None = None,
-        *,
-        pred_type: PredictionType = "glm",
-        diagonal_output: bool = False,
-    ) -> Any:
-        """Predict with the uncertainty of the weights.
-
-        Args:
-            x: A batch of inputs as the model takes them.
-            link_approx: Another link than the one given at construction.
-            n_samples: Another number of samples for ``"mc"`` and ``pred_type="nn"``.
-            pred_type: ``"glm"``, the network linearised at its weights, exactly; or ``"nn"``, the network itself at
-                sampled weights, whose predictions are averaged.
-            diagonal_output: For regression: variances of single outputs in place of their covariance, as is done by
-                itself (with a warning) where the covariance would take more than a gigabyte.
-
-        Returns:
-            Probabilities for classification and several labels, in the shape of ``model(x)``; for regression the mean
-            in that shape and the covariance ``(B, D, D)`` over a sample's ``D`` flattened outputs (or the variances,
-            in the shape of ``model(x)``) of the function, without the noise. On ``x``'s device and, if ``x`` is
-            floating, in its dtype. Not differentiable by torch.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`, or if the model's weights have changed since.
-            ValueError: For an unknown option, or if the shape of ``x`` is not the traced one, or it holds NaN.
-        """
-        link = self.link_approx if link_approx is None else link_approx
-        one_of("link_approx", link, LinkName)
-        one_of("pred_type", pred_type, PredictionType)
-        samples = self.n_samples if n_samples is None else n_samples
-        whole("n_samples", samples)
-        fit, posterior = self.fit_result()
-        key = jax.random.key(self.seed)
-        request = Request(pred_type, link, samples, key, diagonal_output, self.logit_temperature)
-        batch = tensors(x)
-        self.verify_on(batch)
-        return predict(fit, posterior, batch, request)
-
-    def predictive_distribution(self, x: Any, *, joint: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and exact covariance of the linearised network's outputs (the logits, if it classifies).
-
-        They are not divided by :attr:`logit_temperature`, which belongs to the step from logits to probabilities.
-
-        Args:
-            x: A batch of inputs.
-            joint: Whether outputs of different examples are related too.
-
-        Returns:
-            The mean in the shape of ``model(x)``, and over a sample's ``D`` flattened outputs the covariance
-            ``(B, D, D)`` or, if joint, ``(B, D, B, D)``.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`, or if the model's weights have changed since.
-            ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
-        """
-        fit, posterior = self.fit_result()
-        batch = tensors(x)
-        self.verify_on(batch)
-        return distribution(fit, posterior, batch, joint=joint)
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""

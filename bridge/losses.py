@@ -34,11 +34,13 @@ class Loss:
         likelihood: Of the outputs with classes last.
         class_axis: Where the outputs have their classes, counted in the batch; ``None`` for the last axis.
         transform: Applied to the outputs: to the logits of a model that returns probabilities.
+        predicted: What predictions are about, where that is not the likelihood.
     """
 
     likelihood: Likelihood
     class_axis: int | None = None
     transform: Callable[[jax.Array], jax.Array] | None = None
+    predicted: Likelihood | None = None
 
 
 def to_likelihood(loss: Any) -> Likelihood:

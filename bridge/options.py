@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args
+
+import torch
 
 LinkName: TypeAlias = Literal[
     "auto", "probit", "mc", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2"
 ]
 
-PredictionType: TypeAlias = Literal["glm", "nn"]
+PredictionType: TypeAlias = Literal["glm", "nn", "gp"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def spelled(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function name the nearest of its options where one is misspelt.
+
+    The wrapper raises ``TypeError`` for an option that is not there.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in () if takes_any else kwargs:
+            if name not in known:
+                raise unknown_option(function.__qualname__, name, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def unknown_option(where: str, name: str, known: list[str]) -> TypeError:
+    """The error for an option that is not there, with the nearest that is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    options = ", ".join(option for option in known if option != "self")
+    return TypeError(f"{where} got an unexpected option {name!r}.{hint} There are {options}.")
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse what is no torch generator.
+
+    Raises:
+        TypeError: Naming what was given.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is a {type(generator).__name__}. Give a torch.Generator, or none.")
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:

@@ -72,6 +72,16 @@ class ParameterOrder:
         parts = np.split(np.arange(self.size), np.cumsum(self.sizes)[:-1])
         return np.concatenate([parts[i] for i in self._tensors])
 
+    @property
+    def core_places(self) -> np.ndarray:
+        """For each weight in JAX's order its place in torch's."""
+        return self._numbers
+
+    @cached_property
+    def places_in_core(self) -> np.ndarray:
+        """For each weight in torch's order its place in JAX's."""
+        return np.argsort(self._numbers)
+
     def _places(self, length: int) -> np.ndarray:
         return self._tensors if length == len(self.names) else self._numbers
 

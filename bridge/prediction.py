@@ -17,7 +17,7 @@ from bridge.tensors import to_jax, to_torch
 from bridge.tracing import TracedModel
 from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
-from jax_core.predictive import GaussianOutputs, link_by_name, moments
+from jax_core.predictive import GaussianOutputs, link_by_name
 from jax_core.predictive.links import Link
 from jax_core.xla.compiled import as_jit_argument
 
@@ -132,17 +132,14 @@ def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
 
 
 def prediction_from_samples(
-    likelihood: Likelihood, layout: OutputLayout, *, logit_temperature: float = 1.0, variances: bool = False
+    likelihood: Likelihood, layout: OutputLayout, *, logit_temperature: float = 1.0
 ) -> Callable[[jax.Array], Any]:
-    """What turns sampled outputs ``(S, B, *core_shape)`` into the same kind of prediction, in the model's shape."""
+    """What turns sampled outputs ``(S, B, *core_shape)`` into probabilities, or means and variances, in its shape."""
     if isinstance(likelihood, Categorical):
         return lambda samples: layout.to_model(jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0))
     if isinstance(likelihood, Bernoulli):
         return lambda samples: layout.to_model(jax.nn.sigmoid(samples / logit_temperature).mean(0))
-    if variances:
-        return lambda samples: (layout.to_model(samples.mean(0)), layout.to_model(_variance(samples)))
-    finish = InModelShape(as_jit_argument(_unchanged), layout)
-    return lambda samples: finish(moments(samples))
+    return lambda samples: (layout.to_model(samples.mean(0)), layout.to_model(_variance(samples)))
 
 
 def _variance(samples: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import torch
 
+from bridge.backprop import differentiable, wants_gradient
 from bridge.fitting import FittedModel
 from bridge.options import LinkName, PredictionType
 from bridge.placement import compiling_for, place_of
@@ -40,31 +41,52 @@ class Request:
     key: jax.Array
     variances: bool
     logit_temperature: float = 1.0
+    joint: bool = False
+    backprop: bool = False
 
 
 def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) -> Any:
     """A prediction for a batch of tensors."""
-    likelihood, layout = fit.loss.likelihood, fit.layout
-    variances = request.variances or _too_large(fit, x)
+    likelihood, layout = fit.predicted, fit.layout
+    if request.joint and is_regression(fit) and request.pred_type != "nn":
+        mean, covariance = distribution(fit, posterior, x, joint=True, backprop=request.backprop)
+        return mean.reshape(-1), covariance.reshape(mean.numel(), mean.numel())
     if request.pred_type == "nn":
         drawn = {"key": request.key, "num_samples": request.num_samples}
-        finish = prediction_from_samples(
-            likelihood, layout, logit_temperature=request.logit_temperature, variances=variances
-        )
-        return _pushed(
-            fit, x, lambda model_fn, inputs: finish(sampled_predictive(model_fn, posterior, **drawn)(inputs))
-        )
-    link = link_for(fit, request.link)
+        average = prediction_from_samples(likelihood, layout, logit_temperature=request.logit_temperature)
+
+        def push(model_fn: Any, inputs: Any) -> Any:
+            return average(sampled_predictive(model_fn, posterior, **drawn)(inputs))
+
+        return _pushed(fit, x, push, backprop=request.backprop)
+    variances = request.variances or _too_large(fit, x)
+    link = link_for(request.link)
     how = (link, request.key, request.num_samples)
     inner = prediction_from_gaussian(
         likelihood, layout, *how, logit_temperature=request.logit_temperature, variances=variances
     )
     last = InModelShape(as_jit_argument(inner), layout)
     predictive = _predictive_for(fit, link, variances=variances)
-    return _pushed(fit, x, lambda model_fn, inputs: predictive(model_fn, posterior, finish=last)(inputs))
+
+    def push_linearized(model_fn: Any, inputs: Any) -> Any:
+        return predictive(model_fn, posterior, finish=last)(inputs)
+
+    return _pushed(fit, x, push_linearized, backprop=request.backprop)
 
 
-def distribution(fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def sampled_outputs(fit: FittedModel, posterior: Posterior, x: Any, *, key: jax.Array, num_samples: int) -> Any:
+    """Outputs ``(S, B, *shape)`` of the network itself at weights drawn from the posterior."""
+
+    def push(model_fn: Any, inputs: Any) -> jax.Array:
+        drawn = sampled_predictive(model_fn, posterior, key=key, num_samples=num_samples)(inputs)
+        return fit.layout.to_model(drawn, lead=2)
+
+    return _pushed(fit, x, push)
+
+
+def distribution(
+    fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool, backprop: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance of the outputs for a batch of tensors; the mean in the model's shape."""
     layout = fit.layout
 
@@ -73,20 +95,24 @@ def distribution(fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool)
         mean, covariance = predictive(model_fn, posterior)(inputs)
         return layout.to_model(mean), layout.covariance_to_model(covariance, *axes)
 
-    return _pushed(fit, x, push)
+    return _pushed(fit, x, push, backprop=backprop)
 
 
-def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any]) -> Any:
+def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any], *, backprop: bool = False) -> Any:
     """What ``push(head, features)`` gives for a batch of tensors, as tensors like it."""
     first = jax.tree.leaves(x)[0]
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(x)):
-        warnings.warn(
-            "The input requires a gradient, and predictions of a Laplace approximation are not differentiable by "
-            "torch: none will come back. Call la(x.detach()), or predict under torch.no_grad().",
-            stacklevel=5,
-        )
     inputs = checked_inputs(fit.traced, x)
     with compiling_for(place_of(fit.traced.params)):
+        if wants_gradient(x) and backprop:
+            found = differentiable(lambda given: push(fit.model_fn, given), x, inputs)
+            return _as_of_one(fit, first, found)
+        if wants_gradient(x):
+            warnings.warn(
+                "The input requires a gradient, and predictions of this Laplace approximation are not differentiable "
+                "by torch: none will come back. Construct it with enable_backprop=True, call la(x.detach()), or "
+                "predict under torch.no_grad().",
+                stacklevel=5,
+            )
         result = to_torch_like(first, push(fit.split.head, fit.features(inputs)))
     return _as_of_one(fit, first, result)
 
@@ -99,22 +125,28 @@ def _as_of_one(fit: FittedModel, first: torch.Tensor, result: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(of_one) if tuple(leaf.shape) == full else leaf, result)
 
 
-def link_for(fit: FittedModel, link: LinkName) -> LinkName:
-    """What ``"auto"`` stands for: the best link whose moments are at hand."""
+def link_for(link: LinkName) -> LinkName:
+    """What ``"auto"`` stands for until a search has chosen another."""
+    return "probit" if link == "auto" else link
+
+
+def best_link(fit: FittedModel, link: LinkName) -> LinkName:
+    """What ``"auto"`` stands for in a search that tunes prior and logits under it: the best whose moments are there."""
     if link != "auto":
         return link
     return "mean_field_2" if fit.jacobian_bytes <= JACOBIAN_BYTES else "probit"
 
 
-def _is_regression(fit: FittedModel) -> bool:
-    return not isinstance(fit.loss.likelihood, Categorical | Bernoulli)
+def is_regression(fit: FittedModel) -> bool:
+    """Whether predictions are means and variances, not probabilities."""
+    return not isinstance(fit.predicted, Categorical | Bernoulli)
 
 
 def _too_large(fit: FittedModel, x: Any) -> bool:
     """Whether a regression's covariance would not fit, with a warning that says so."""
     outputs, count = fit.layout.size, jax.tree.leaves(x)[0].shape[0]
     needed = 4 * max(count, 1) * outputs**2
-    if not _is_regression(fit) or needed <= _COVARIANCE_BYTES:
+    if not is_regression(fit) or needed <= _COVARIANCE_BYTES:
         return False
     warnings.warn(
         f"The covariance of {outputs} outputs for each of {count} samples would take {needed / 2**30:.1f} GiB: "
@@ -132,11 +164,11 @@ def _predictive_for(fit: FittedModel, link: LinkName, *, variances: bool) -> Cal
     """
     if fit.jacobian_bytes <= JACOBIAN_BYTES:
         return linearized_predictive
-    likelihood = fit.loss.likelihood
+    likelihood = fit.predicted
     by_variance = isinstance(likelihood, Categorical) and link in _BY_VARIANCE
     if variances or by_variance or isinstance(likelihood, Bernoulli):
         return marginal_predictive
-    remedy = "diagonal_output=True" if _is_regression(fit) else "link_approx='probit', which takes variances alone"
+    remedy = "diagonal_output=True" if is_regression(fit) else "link_approx='probit', which takes variances alone"
     raise ValueError(
         f"The exact covariance of one example's outputs needs a Jacobian of {fit.jacobian_bytes / 2**30:.1f} GiB. Use "
         f"{remedy}, pred_type='nn', or a last-layer posterior: subset_of_weights='last_layer', or requires_grad=False "

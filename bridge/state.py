@@ -15,7 +15,7 @@ from bridge.outputs import OutputLayout
 from bridge.precision import in_float32
 from bridge.prediction import checked_inputs
 from bridge.tracing.checks import unwrap
-from jax_core.fit import Fitted
+from jax_core.fitted import Fitted
 from jax_core.lowrank.plan import Plan
 from jax_core.posterior import Evidence, Posterior, log_marginal_likelihood
 from jax_core.tuning import Report, Tuned
@@ -118,6 +118,17 @@ class LaplaceState(Description):
         compare_outputs(in_float32(unwrap(self.model)), fit.model_fn, fit.params, checked_inputs(fit.traced, x))
         self._verified = True
 
+    def prediction_result(self, x: Any) -> tuple[FittedModel, Posterior]:
+        """:meth:`fit_result` for predictions of a batch of tensors, its trace verified.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+            MismatchError: If the trace differs from torch.
+        """
+        found = self.fit_result()
+        self.verify_on(x)
+        return found
+
     @property
     def posterior(self) -> Posterior:
         """The Gaussian over weights, in JAX's order of parameters (sorted names)."""
@@ -146,7 +157,3 @@ class LaplaceState(Description):
     def core_prior_mean(self) -> Any:
         """The mean of the prior, a number or one per parameter, in the core's order."""
         return in_core(per_parameter(self._hyper.prior_mean, self.order), self.order.to_core)
-
-    def log_marginal_likelihood(self) -> float:
-        """The Laplace approximation of the log evidence of the training data."""
-        return float(self.evidence().total)

@@ -124,7 +124,7 @@ def _by_grid(
     la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], objective: Objective | Score, grid: Any
 ) -> Tuned:
     curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
-    link = (link_for(fit, la.link_approx), jax.random.key(la.seed), la.n_samples)
+    link = (link_for(la.link_approx), jax.random.key(la.seed), la.n_samples)
     finish = prediction_from_gaussian(fit.loss.likelihood, fit.layout, *link, logit_temperature=la.logit_temperature)
     score = _score_of(objective, fit, la.hyperparameters.sigma_noise)
     losses = held_out_losses(fit.split.head, fit.params, curvature, batches, score, finish)

@@ -22,7 +22,8 @@ from jax_core.evaluation import (
     predictive_entropy,
     rmse,
 )
-from jax_core.fit import FitOptions, Fitted, fit_curvature
+from jax_core.fit import FitOptions, fit_curvature
+from jax_core.fitted import Fitted
 from jax_core.gradients.jacobian_maps import map_jacobians
 from jax_core.gradients.jacobians import jacobian
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, as_likelihood

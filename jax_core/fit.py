@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -10,21 +10,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums
+from jax_core.curvature.fisher_likelihood import Curvature, with_curvature
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
+from jax_core.fitted import Fitted
 from jax_core.frozen import FeaturePasses, split
 from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.row_stream import RowStream
 from jax_core.kronecker import KroneckerStructure, fit_kronecker, plan_kronecker
-from jax_core.likelihoods import Gaussian, Likelihood
+from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Dense, Diagonal, LowRank, Operator
-from jax_core.operators.short_repr import ShortRepr
-from jax_core.posterior import gaussian_log_likelihood
 from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
@@ -39,43 +39,6 @@ PER_LAYER: frozenset[Structure] = frozenset({"kron", "ekfac", "kron_lowrank"})
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
 
-@dataclass(frozen=True, repr=False)
-class Fitted(ShortRepr):
-    """A curvature and what the same data says about the evidence.
-
-    Attributes:
-        curvature: The reduced GGN, scaled to ``num_total_samples``.
-        nll: Negative log-likelihood summed over the data, scaled alike.
-        num_samples: Samples seen.
-        num_total_samples: Samples they stand for.
-        outputs_per_sample: Scalar outputs of one sample.
-        plan: How a low rank was found, and why so.
-        batch_nll: Negative log-likelihood of each batch seen, unscaled; empty for a fit that was read from a file.
-    """
-
-    curvature: Operator
-    nll: float
-    num_samples: int
-    num_total_samples: int
-    outputs_per_sample: int
-    plan: Plan | None
-    batch_nll: tuple[float, ...] = field(default=(), repr=False)
-
-    @property
-    def num_outputs(self) -> int:
-        """Scalar outputs that the total samples have."""
-        return self.num_total_samples * self.outputs_per_sample
-
-    def log_likelihood(self, likelihood: Likelihood, sigma_noise: float = 1.0) -> Array:
-        r"""$\log p(\mathcal D \mid \theta^*)$, normalised by the noise where the likelihood is Gaussian."""
-        if isinstance(likelihood, Gaussian):
-            known = gaussian_log_likelihood(self.nll, self.num_outputs, sigma_noise)
-            return (
-                known if likelihood.noise is None else known - self.num_total_samples * jnp.log(likelihood.noise).sum()
-            )
-        return jnp.asarray(-self.nll)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How a curvature is reduced.
@@ -84,6 +47,8 @@ class FitOptions:
         structure: ``"lowrank"``, ``"full"``, ``"diag"``; Kronecker products of each layer, ``"kron"``, or with the
             exact diagonal in their coordinates, ``"ekfac"``; or a low rank across the layers with that diagonal
             of what it leaves out, ``"kron_lowrank"``.
+        curvature: The GGN, ``"ggn"``, or outer products of gradients in its place, at the targets given,
+            ``"empirical_fisher"``, or drawn from the model, ``"mc_fisher"``.
         method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
             ``"gram"``.
         rank: Eigenpairs of a low rank.
@@ -96,6 +61,7 @@ class FitOptions:
     """
 
     structure: Structure = "lowrank"
+    curvature: Curvature = "ggn"
     method: Method = "auto"
     rank: int = 100
     passes: int = 1
@@ -159,7 +125,9 @@ def fit_curvature(
     options.check(get_size(params))
     trunk, head = split(model_fn, params, example_shapes(passes.peek().input))
     passes = passes if trunk is None else FeaturePasses(trunk, passes)
-    source = Source(as_jit_argument(with_fast_convolutions(head)), params, likelihood, passes, checkpoint)
+    model = as_jit_argument(with_fast_convolutions(head))
+    curved = with_curvature(options.curvature, model, params, likelihood, passes, key)
+    source = Source(model, params, *curved, checkpoint)
     check_memory(source, options.structure, options.rank)
     plan = None if options.structure in ("full", "diag") else make_plan(source, options)
     if plan is not None and plan.strategy == "products":

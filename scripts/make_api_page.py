@@ -53,12 +53,21 @@ def entry(name: str, value: object) -> str:
             parts.append(text(vars(value)["__init__"]))
         members = [
             f"- `.{key}{signature(member) if callable(member) else ''}`: {first_line(member)}"
-            for key, member in vars(value).items()
+            for key, member in own_members(value).items()
             if not key.startswith("_")
             and (inspect.isfunction(member) or isinstance(member, property | cached_property))
         ]
         parts.append("\n".join(members))
     return "\n\n".join(part for part in parts if part)
+
+
+def own_members(value: type) -> dict[str, object]:
+    """What a class has from itself and from the classes of these packages behind it, each name once."""
+    ours = [base for base in value.__mro__ if base.__module__.split(".")[0] in ("bridge", "jax_core")]
+    found: dict[str, object] = {}
+    for base in ours:
+        found |= {key: member for key, member in vars(base).items() if key not in found}
+    return found
 
 
 def text(value: object) -> str:

@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "source": GROUND | {"likelihoods", "curvature", "gradients", "lowrank"},
     "kronecker": GROUND | {"curvature", "gradients", "lowrank", "operators", "source"},
     "posterior": GROUND | {"gradients", "operators"},
+    "fitted": GROUND | {"likelihoods", "lowrank", "operators", "posterior"},
     "fit": GROUND
-    | {"frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
+    | {"fitted", "frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
     | {"posterior", "source", "kronecker"},
     "predictive": GROUND | {"gradients", "operators", "posterior"},
     "evaluation": set(),

@@ -52,7 +52,7 @@ def mc_fisher_mv(
             target = lax.stop_gradient(likelihood.sample(draw_key, outputs))
             return _rank_one(score(likelihood, outputs, target), vector)
 
-        keys = jax.random.split(jax.random.fold_in(key, _bits(batch.input)), num_samples)
+        keys = jax.random.split(jax.random.fold_in(key, bits_of(batch.input)), num_samples)
         return jax.vmap(one_draw)(keys).mean(0)
 
     return sandwich_mv(model_fn, params, product, factor, vmap_over_data=vmap_over_data)
@@ -63,7 +63,7 @@ def _rank_one(gradient: jax.Array, vector: jax.Array) -> jax.Array:
     return gradient * (gradient * vector).sum(axes, keepdims=True)
 
 
-def _bits(inputs: Any) -> jax.Array:
+def bits_of(inputs: Any) -> jax.Array:
     """A number that differs between batches and repeats for the same batch."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(inputs):

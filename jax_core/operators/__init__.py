@@ -1,5 +1,6 @@
 """Symmetric operators a posterior can be made of: dense, diagonal, low rank, Kronecker, and sums and blocks of them."""
 
+from jax_core.operators.addition import add
 from jax_core.operators.block_diagonal import BlockDiagonal
 from jax_core.operators.block_low_rank import BlockLowRank
 from jax_core.operators.dense import Dense
@@ -21,6 +22,7 @@ __all__ = [
     "Operator",
     "Projection",
     "Spectral",
+    "add",
     "logdet",
     "whiten",
 ]

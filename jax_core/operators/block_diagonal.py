@@ -109,6 +109,10 @@ class BlockDiagonal(Spectral, ShortRepr):
         """Sum of the eigenvalues."""
         return jnp.stack([part.trace() for part in self.parts]).sum()
 
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return jnp.concatenate([part.entries() for part in self.parts])
+
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         pairs = zip(self.parts, self.slices, strict=True)

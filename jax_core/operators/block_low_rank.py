@@ -75,6 +75,10 @@ class BlockLowRank(ShortRepr):
         """Sum of the eigenvalues."""
         return self.blocks.trace() + (jnp.square(self.U).sum(0) * self.s).sum()
 
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return self.blocks.entries() + self.s @ jnp.square(self.blocks.rotate_back(self.U.T))
+
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         return self._form(self.blocks.rotate(rows))

@@ -88,6 +88,11 @@ class Dense(Spectral, ShortRepr):
         return self.eigenvalues.sum()
 
     @full_precision
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return jnp.square(self.eigenvectors) @ self.eigenvalues
+
+    @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         inner = rows @ self.eigenvectors

@@ -73,6 +73,10 @@ class Diagonal(Spectral, ShortRepr):
         """Sum of the entries."""
         return self.diagonal.sum()
 
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return self.diagonal
+
     @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""

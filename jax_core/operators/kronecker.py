@@ -116,6 +116,11 @@ class Kronecker(Spectral, ShortRepr):
         return self.eigenvalues.sum()
 
     @full_precision
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return (jnp.square(self.left) @ self.eigenvalues @ jnp.square(self.right).T).reshape(-1)
+
+    @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         inner = self.rotate(rows)

@@ -65,6 +65,10 @@ class LowRank(Spectral, ShortRepr):
         """Sum of the eigenvalues."""
         return self.s.sum() + self.alpha * self.size
 
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        return jnp.square(self.U) @ self.s + self.alpha
+
     @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""

@@ -40,6 +40,10 @@ class Operator(Protocol):
         """Sum of the eigenvalues."""
         ...
 
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        ...
+
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
         """``rows A rows^T``."""
         ...

@@ -72,8 +72,20 @@ class Posterior(ShortRepr):
     def precision_mv(self, vector: Params) -> Params:
         r"""$\Sigma^{-1} v$."""
         flatten, unflatten = flattener(self.mean)
+        return unflatten(self.precision_flat(flatten(vector)))
+
+    def variances(self) -> Float[Array, " P"]:
+        r"""The diagonal of $\Sigma$, of the flattened parameters."""
+        return self._inverse.entries() / self.prior_precision
+
+    def precisions(self) -> Float[Array, " P"]:
+        r"""The diagonal of $\Sigma^{-1}$, of the flattened parameters."""
+        return self.prior_precision * self.relative_curvature.shift(1.0).entries()
+
+    def precision_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        r"""$\Sigma^{-1} v$ on flat vectors."""
         root = jnp.sqrt(self.prior_precision)
-        return unflatten(root * self.relative_curvature.shift(1.0).mv(root * flatten(vector)))
+        return root * self.relative_curvature.shift(1.0).mv(root * vector)
 
     def scale_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         r"""$S v$ on flat vectors with $S S^\top = \Sigma$."""

@@ -12,7 +12,7 @@ from torch import nn
 import bridge
 from bridge import Laplace
 from bridge.tensors import to_jax, to_torch
-from jax_core.predictive import link_by_name, mean_field_2
+from jax_core.predictive import link_by_name, probit
 from tests.bridge.dense import fit
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -46,18 +46,18 @@ def tempered():
     return fit(network(), X, Y, logit_temperature=2.5)
 
 
-def test_the_default_link_is_mean_field_2(plain):
+def test_the_link_is_probit_until_one_is_tuned(plain):
     mean, covariance = plain.predictive_distribution(X)
-    expected = to_torch(mean_field_2(to_jax(mean), to_jax(covariance)))
+    expected = to_torch(probit(to_jax(mean), to_jax(covariance)))
     torch.testing.assert_close(plain(X), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(plain(X, link_approx="auto"), plain(X, link_approx="mean_field_2"))
+    assert torch.equal(plain(X, link_approx="auto"), plain(X, link_approx="probit"))
 
 
 @pytest.mark.parametrize("link", LINKS)
 def test_every_link_sees_divided_logits(plain, tempered, link):
     mean, covariance = plain.predictive_distribution(X)
     mean_by_hand, covariance_by_hand = mean / 2.5, covariance / 2.5**2
-    name = "mean_field_2" if link == "auto" else link
+    name = "probit" if link == "auto" else link
     by_hand = link_by_name(name, key=jax.random.key(0), num_samples=100)
     expected = to_torch(by_hand(to_jax(mean_by_hand), to_jax(covariance_by_hand)))
     # the noise of "mc" is drawn in chunks of other shapes

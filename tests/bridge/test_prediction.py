@@ -97,13 +97,12 @@ def test_sampled_probabilities_are_averages_over_torchs_own_networks():
     torch.testing.assert_close(la(x, pred_type="nn", n_samples=6), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sampled_regression_is_the_mean_and_covariance_of_torchs_own_networks():
+def test_sampled_regression_is_the_mean_and_variance_of_torchs_own_networks():
     la, x = fitted("regression"), data()[0]
     outputs = by_sampled_weights(la, x, 6)
-    mean, covariance = la(x, pred_type="nn", n_samples=6)
+    mean, variance = la(x, pred_type="nn", n_samples=6)
     torch.testing.assert_close(mean, outputs.mean(0), rtol=1e-4, atol=1e-5)
-    expected = torch.stack([torch.cov(outputs[:, i].T) for i in range(24)])
-    torch.testing.assert_close(covariance, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(variance, outputs.var(0), rtol=1e-3, atol=1e-4)
 
 
 def test_sampled_predictions_repeat_and_do_not_depend_on_the_batch():

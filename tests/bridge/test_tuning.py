@@ -125,7 +125,7 @@ def test_default_grid_has_21_points_and_the_link_is_the_models():
     assert tuned.precisions.shape == tuned.losses.shape == (21,)
     same, other = (
         fitted(link_approx=link).optimize_prior_precision("gridsearch", val_loader=batches(x, y)).losses
-        for link in ("mean_field_2", "probit")
+        for link in ("probit", "mean_field_2")
     )
     np.testing.assert_allclose(same, tuned.losses, rtol=1e-6)
     assert np.abs(other - same).max() > 1e-4

@@ -1,0 +1,72 @@
+"""Gradients of predictions with respect to the input, for torch's autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch.autograd.function import once_differentiable
+
+from bridge.tensors import to_jax, to_torch
+
+
+def wants_gradient(inputs: Any) -> bool:
+    """Whether torch records, and an input asks for a gradient."""
+    return torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(inputs))
+
+
+def differentiable(function: Callable[[Any], Any], inputs: Any, arrays: Any) -> Any:
+    """``function`` of a tree of JAX arrays, so that torch can differentiate the result once by the tensors behind them.
+
+    The backward pass is the vector-Jacobian product of the function itself, curvature and all; a second derivative is
+    refused by torch.
+
+    Args:
+        function: From arrays to a tree of arrays.
+        inputs: Tensors; integers among them get no gradient.
+        arrays: The same values as arrays that ``function`` takes.
+    """
+    parts: list[Any] = []
+    found = _Through.apply(function, arrays, parts, *jax.tree.leaves(inputs))
+    assert isinstance(found, tuple)
+    return jax.tree.unflatten(parts[0], found)
+
+
+class _Through(torch.autograd.Function):
+    """A function of JAX arrays as a node of torch's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, arrays: Any, parts: list[Any], *leaves: torch.Tensor) -> Any:
+        floating = [leaf.is_floating_point() for leaf in leaves]
+        fixed, structure = jax.tree.flatten(arrays)
+
+        def of_floating(*given: jax.Array) -> tuple[jax.Array, ...]:
+            moving = iter(given)
+            merged = [next(moving) if f else leaf for f, leaf in zip(floating, fixed, strict=True)]
+            outputs, shape = jax.tree.flatten(function(jax.tree.unflatten(structure, merged)))
+            parts.append(shape)
+            return tuple(outputs)
+
+        outputs, ctx.pull = jax.vjp(of_floating, *[leaf for f, leaf in zip(floating, fixed, strict=True) if f])
+        ctx.floating, ctx.dtypes = floating, [out.dtype for out in outputs]
+        ctx.like = [(leaf.device, leaf.dtype) for leaf in leaves]
+        first = leaves[0]
+        dtype = first.dtype if first.is_floating_point() else None
+        return tuple(to_torch(out).to(device=first.device, dtype=dtype) for out in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        given = tuple(
+            jnp.asarray(to_jax(cotangent.contiguous())).astype(dtype)
+            for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
+        )
+        pulled = iter(ctx.pull(given))
+        gradients = [
+            to_torch(next(pulled)).to(*like) if floating else None
+            for floating, like in zip(ctx.floating, ctx.like, strict=True)
+        ]
+        return None, None, None, *gradients

@@ -1,0 +1,238 @@
+"""The posterior over weights as its owner meets it: torch tensors, in the order of ``model.parameters()``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from bridge.evidence import differentiable_evidence
+from bridge.hyperparameters import per_parameter
+from bridge.keeping import KeptLaplace
+from bridge.options import check_generator, whole
+from bridge.placement import device_of
+from bridge.posterior_precision import PosteriorPrecision, check_dense
+from bridge.tensors import to_jax, to_torch
+from bridge.tracing.checks import unwrap
+from jax_core.data.trees import flattener
+from jax_core.likelihoods import Gaussian
+from jax_core.posterior import Posterior
+
+
+class WeightSpace(KeptLaplace):
+    """What is known of the Gaussian over weights; everything here raises ``RuntimeError`` before ``fit``."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The trained weights that the posterior covers, flattened ``(P,)``."""
+        posterior = self.posterior
+        return self._tensor(flattener(posterior.mean)[0](posterior.mean))
+
+    @property
+    def n_params(self) -> int:
+        """Weights that the posterior covers."""
+        return self.order.size
+
+    @property
+    def n_layers(self) -> int:
+        """Parameter tensors that the posterior covers: as many numbers has a prior precision per layer."""
+        return len(self.order.names)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of one sample: its classes, or the length of the last axis."""
+        layout = self.fit_result()[0].layout
+        return layout.core_shape[-1] if layout.core_shape else 1
+
+    @property
+    def n_data(self) -> int:
+        """Training samples that the curvature stands for."""
+        return self.fitted.num_total_samples
+
+    def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> torch.Tensor:
+        r"""Weights drawn from $\mathcal N(\theta^*, \Sigma)$, ``(n_samples, P)``.
+
+        Args:
+            n_samples: Draws.
+            generator: Of the noise; by default torch's global one, so that ``torch.manual_seed`` repeats it.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+            TypeError: For another generator than torch's.
+        """
+        whole("n_samples", n_samples)
+        check_generator(generator)
+        posterior = self.posterior
+        mean = self.mean
+        device = mean.device if generator is None else generator.device
+        noise = torch.randn(n_samples, self.n_params, generator=generator, dtype=mean.dtype, device=device)
+        scaled = _scaled(posterior, to_jax(noise.cpu()).astype(posterior.prior_precision.dtype))
+        return mean + self._tensor(scaled)
+
+    def samples_as_state_dicts(
+        self, n_samples: int = 100, generator: torch.Generator | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Samples as state dicts of the model, each whole: ``model.load_state_dict`` takes it.
+
+        Weights that the posterior does not cover, and buffers, are the model's own.
+        """
+        model = unwrap(self.model)
+        tied = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        wanted = {id(p): name for name, p in model.named_parameters()}
+        found = []
+        for sample in self.sample(n_samples, generator):
+            parts = dict(zip(self.order.names, sample.split(list(self.order.sizes)), strict=True))
+            state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+            for name in state:
+                part = parts.get(wanted.get(tied.get(name, 0), ""))
+                if part is not None:
+                    state[name] = part.reshape(state[name].shape).to(state[name])
+            found.append(state)
+        return found
+
+    def square_norm(self, value: torch.Tensor) -> torch.Tensor:
+        r"""$(\theta - \theta^*)^\top \Sigma^{-1} (\theta - \theta^*)$ of weights ``(..., P)``."""
+        offset = self._core_rows("value", value.to(self.mean) - self.mean)
+        norms = _squared_norms(self.posterior, offset.reshape(-1, offset.shape[-1]))
+        return to_torch(norms).reshape(offset.shape[:-1]).to(self.mean)
+
+    def log_prob(self, value: torch.Tensor, normalized: bool = True) -> torch.Tensor:
+        r"""$\log \mathcal N(\theta; \theta^*, \Sigma)$ of weights ``(..., P)``, or without its constant."""
+        quadratic = -0.5 * self.square_norm(value)
+        if not normalized:
+            return quadratic
+        return quadratic + 0.5 * (self.log_det_posterior_precision - self.n_params * math.log(2 * math.pi))
+
+    @property
+    def prior_precision_diag(self) -> torch.Tensor:
+        """The prior precision of each weight, ``(P,)``."""
+        values = per_parameter(self.hyperparameters.prior_precision, self.order)
+        return torch.as_tensor(np.broadcast_to(values, self.order.size).copy()).to(self.mean)
+
+    @property
+    def posterior_precision(self) -> torch.Tensor | PosteriorPrecision:
+        r"""$\Sigma^{-1}$: a matrix ``(P, P)`` of ``"full"``, a vector ``(P,)`` of ``"diag"``.
+
+        Other structures give a :class:`~bridge.posterior_precision.PosteriorPrecision`, which multiplies vectors and
+        writes the matrix out where it is asked to. Any of them is taken for the ``prior_precision`` of a next Laplace.
+        """
+        found = PosteriorPrecision.of(self.posterior, self.order, self.mean)
+        if self.options.structure == "full":
+            return found.to_matrix()
+        return found.diagonal() if self.options.structure == "diag" else found
+
+    @property
+    def posterior_covariance(self) -> torch.Tensor:
+        r"""$\Sigma$ as a matrix ``(P, P)``.
+
+        Raises:
+            ValueError: If it would take more than two gigabytes.
+        """
+        check_dense(self.n_params, "functional_variance, posterior_variance or sample")
+        matrix = _covariance(self.posterior)
+        places = self.order.places_in_core
+        return self._like(matrix[places][:, places])
+
+    @property
+    def posterior_scale(self) -> torch.Tensor:
+        r"""A root of $\Sigma$: its Cholesky factor ``(P, P)``, or of ``"diag"`` the standard deviations ``(P,)``."""
+        if self.options.structure == "diag":
+            return self.posterior_variance.sqrt()
+        return torch.linalg.cholesky(self.posterior_covariance)
+
+    @property
+    def posterior_variance(self) -> torch.Tensor:
+        r"""The diagonal of $\Sigma$, ``(P,)``."""
+        return self._tensor(self.posterior.variances())
+
+    @property
+    def scatter(self) -> torch.Tensor:
+        r"""$(\theta^* - \mu_0)^\top D (\theta^* - \mu_0)$ with the prior's mean and precision."""
+        return self._like(self.evidence().scatter)
+
+    @property
+    def log_likelihood(self) -> torch.Tensor:
+        r"""$\log p(\mathcal D \mid \theta^*)$ over the temperature."""
+        return self._like(self.evidence().fit)
+
+    @property
+    def log_det_ratio(self) -> torch.Tensor:
+        r"""$\log\det\Sigma^{-1} - \log\det D$."""
+        return self._like(self.evidence().complexity)
+
+    @property
+    def log_det_prior_precision(self) -> torch.Tensor:
+        r"""$\log\det D$."""
+        return self.prior_precision_diag.log().sum()
+
+    @property
+    def log_det_posterior_precision(self) -> torch.Tensor:
+        r"""$\log\det\Sigma^{-1}$."""
+        return self.log_det_prior_precision + self.log_det_ratio
+
+    def log_marginal_likelihood(self, prior_precision: Any = None, sigma_noise: Any = None) -> torch.Tensor:
+        """The Laplace approximation of the log evidence of the training data.
+
+        Args:
+            prior_precision: Set before, if given; a tensor that requires a gradient gets one.
+            sigma_noise: Likewise, of a regression with one noise for all outputs.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+            ValueError: For values that could not be set either.
+        """
+        self.fit_result()
+        if prior_precision is not None:
+            self.prior_precision = prior_precision
+        if sigma_noise is not None:
+            if not isinstance(self.likelihood, Gaussian):
+                raise ValueError("sigma_noise belongs to regression: this likelihood has none to change.")
+            self.sigma_noise = sigma_noise
+        moving = [v for v in (prior_precision, sigma_noise) if isinstance(v, torch.Tensor) and v.requires_grad]
+        if moving and torch.is_grad_enabled():
+            return differentiable_evidence(self, prior_precision, sigma_noise)
+        return self._like(self.evidence().total)
+
+    def functional_variance(self, Js: torch.Tensor) -> torch.Tensor:
+        r"""$J_i \Sigma J_i^\top$ of Jacobians ``(B, D, P)``, as ``(B, D, D)``."""
+        return self._like(self.posterior.output_covariance(self._core_rows("Js", Js)))
+
+    def functional_covariance(self, Js: torch.Tensor) -> torch.Tensor:
+        r"""$J \Sigma J^\top$ of Jacobians ``(B, D, P)`` or ``(B D, P)``, over all outputs of all samples together."""
+        rows = self._core_rows("Js", Js)
+        return self._like(self.posterior.output_covariance(rows.reshape(-1, rows.shape[-1])))
+
+    def _core_rows(self, name: str, value: torch.Tensor) -> jax.Array:
+        """Vectors over the weights in the core's order."""
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[-1] != self.n_params:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{name} of shape {shape}: the last axis runs over the {self.n_params} weights covered.")
+        like = self.posterior.prior_precision
+        return jax.device_put(to_jax(value.detach().cpu()[..., self.order.core_places]), like.device).astype(like.dtype)
+
+    def _tensor(self, flat: Any) -> torch.Tensor:
+        """Values per weight, on the last axis, as a tensor in torch's order."""
+        return self._like(flat)[..., self.order.places_in_core]
+
+    def _like(self, value: Any) -> torch.Tensor:
+        return to_torch(jnp.asarray(value)).to(device_of(self.model))
+
+
+@jax.jit
+def _scaled(posterior: Posterior, noise: jax.Array) -> jax.Array:
+    return jax.vmap(posterior.scale_flat)(noise)
+
+
+@jax.jit
+def _squared_norms(posterior: Posterior, offsets: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row: row @ posterior.precision_flat(row))(offsets)
+
+
+@jax.jit
+def _covariance(posterior: Posterior) -> jax.Array:
+    matrix = jax.vmap(posterior.cov_flat)(jnp.eye(posterior.size, dtype=posterior.prior_precision.dtype))
+    return (matrix + matrix.T) / 2
