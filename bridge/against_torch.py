@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from torch import nn
 
 from bridge.independence import call
 from bridge.losses import Loss
-from bridge.one_example import OneExample
+from bridge.one_example import CoreModel
 from bridge.outputs import OutputLayout, single_output
 from bridge.precision import in_float32
 from bridge.tensors import to_jax, to_torch
@@ -59,7 +58,7 @@ def torch_outputs(model: nn.Module, inputs: Any, shape: tuple[int, ...]) -> torc
 
 
 def compare_losses(
-    model: nn.Module, model_fn: OneExample, likelihood: Likelihood, batches: Sequence[tuple[int, Batch]], losses: Any
+    model: nn.Module, model_fn: CoreModel, likelihood: Likelihood, batches: Sequence[tuple[int, Batch]], losses: Any
 ) -> None:
     """Hold the losses that a fit has added up against those of torch's outputs.
 
@@ -75,7 +74,7 @@ def compare_losses(
     """
     for number, batch in batches:
         outputs = to_jax(torch_outputs(model, batch.input, model_fn.layout.shape))
-        alone = dataclasses.replace(model_fn, buffers={})  # how outputs lie is all that is asked of it
+        alone = model_fn.without_data  # how outputs lie is all that is asked of it
         wanted, largest = _loss(alone, likelihood, outputs, batch.target)
         wanted, got = float(wanted), float(losses[number])
         relative, absolute = (1e-7, 1e-11) if outputs.dtype == jnp.float64 else (1e-3, 1e-5)
@@ -87,7 +86,7 @@ def compare_losses(
             )
 
 
-def compare_outputs(model: nn.Module, model_fn: OneExample, params: Any, inputs: Any) -> None:
+def compare_outputs(model: nn.Module, model_fn: CoreModel, params: Any, inputs: Any) -> None:
     """Hold a traced model's outputs on a batch of arrays against torch's.
 
     Raises:

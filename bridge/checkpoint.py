@@ -115,10 +115,10 @@ def check_description(record: Record, la: LaplaceState) -> None:
                 f"{ours!r}. Construct it with the {remedy} that was saved."
             )
     subset, order = covered_by(record, la)
-    if (subset.kind, subset.name) != (la.subset.kind, la.subset.name or subset.name):
+    if subset != dataclasses.replace(la.subset, name=la.subset.name or subset.name):
         raise ValueError(
-            f"{record.source} holds a posterior over {_told(subset)}, this Laplace is about {_told(la.subset)}. "
-            "Construct it with the subset_of_weights and last_layer_name that were saved."
+            f"{record.source} holds a posterior over {subset.told}, this Laplace is about {la.subset.told}. "
+            "Construct it with the subset_of_weights, last_layer_name and subnetwork_indices that were saved."
         )
     covered = [[name, list(shape)] for name, shape in zip(order.names, order.shapes, strict=True)]
     if record.described["parameters"] != covered:
@@ -135,16 +135,10 @@ def covered_by(record: Record, la: LaplaceState) -> tuple[Subset, ParameterOrder
     Raises:
         ValueError: If the model has no module of that name.
     """
-    subset = Subset(**record.described.get("subset", {}))  # files of earlier versions cover all
+    subset = Subset.of_record(record.described.get("subset", {}))  # files of earlier versions cover all
     if subset.name is not None:
         subset = Subset.checked(subset.kind, subset.name, la.model)
-    return subset, ParameterOrder.of(la.model, subset.names(la.model))
-
-
-def _told(subset: Subset) -> str:
-    if subset.kind == "all":
-        return "all weights"
-    return "the last layer" if subset.name is None else f"the last layer {subset.name!r}"
+    return subset, subset.order(la.model)
 
 
 def restore(record: Record, la: LaplaceState) -> LaplaceState:
@@ -176,7 +170,8 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     loss = la.loss_for(layout, hyper)
-    fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset)
+    places = subset.places(la.model)
+    fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset, places=places)
     la.adopt(fit, hyper, verified=False)
     la.link_approx = described["link"]
     return la

@@ -43,8 +43,8 @@ class Description(nn.Module):
         """Validate and keep the description."""
         super().__init__()
         self.model, self.loss, self.options, self.reading, self.seed = model, loss, options, reading, seed
-        self.subset = subset
-        self.order = ParameterOrder.of(model, subset.names(model))
+        self.subset = subset.for_structure(options.structure)
+        self.order = subset.order(model)
         self.link_approx, self.n_samples, self.enable_backprop = link_approx, n_samples, enable_backprop
         self._hyper = Hyperparameters(
             self._prior(prior_precision),
@@ -181,7 +181,7 @@ class Description(nn.Module):
         Raises:
             ValueError: If they are no longer those that a hyperparameter was given for, one number each.
         """
-        order = ParameterOrder.of(self.model, (subset or self.subset).names(self.model))
+        order = (subset or self.subset).order(self.model)
         each = [n for n in ("prior_precision", "prior_mean") if not isinstance(getattr(self._hyper, n), float | int)]
         if order != self.order and each:
             raise ValueError(

@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from bridge.hyperparameters import Value, in_core
 from bridge.losses import Loss
-from bridge.one_example import OneExample
+from bridge.one_example import CoreModel, model_and_params
 from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
 from bridge.subset import Subset
@@ -41,6 +42,7 @@ class FittedModel:
         watch: Notices when the module's weights change.
         subset: What is covered.
         look: What the trace depends on beside the weights; nothing for one that was made without data.
+        places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
         seen: A batch or two of the data; none of a fit that was read from a file.
     """
 
@@ -53,11 +55,16 @@ class FittedModel:
     subset: Subset
     look: tuple[Any, ...] = ()
     seen: tuple[Batch, ...] = ()
+    places: np.ndarray | None = None
+
+    @cached_property
+    def _view(self) -> tuple[CoreModel, Params]:
+        return model_and_params(self.traced, self.layout, self.loss, self.places)
 
     @property
-    def model_fn(self) -> OneExample:
+    def model_fn(self) -> CoreModel:
         """The model of one example."""
-        return OneExample.of(self.traced, self.layout, self.loss)
+        return self._view[0]
 
     @property
     def predicted(self) -> Likelihood:
@@ -66,8 +73,8 @@ class FittedModel:
 
     @property
     def params(self) -> Params:
-        """The trained weights."""
-        return self.traced.params
+        """The trained weights that are covered."""
+        return self._view[1]
 
     @cached_property
     def split(self) -> Split:

@@ -19,7 +19,7 @@ from bridge.fitted_model import FittedModel
 from bridge.hyperparameters import Hyperparameters, Value
 from bridge.independence import output_shapes
 from bridge.losses import Loss, describe
-from bridge.one_example import OneExample
+from bridge.one_example import model_and_params
 from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
 from bridge.placement import compiling_for, device_of, place_of
@@ -105,7 +105,7 @@ def _fit(
     inputs = on_device(network, in_float32(first.input))
     template = InputTemplate.of(inputs)
     subset = subset.found(network, inputs)
-    order = ParameterOrder.of(model, subset.names(model))
+    order, places = subset.order(model), subset.places(model)
     options.check(order.size)
 
     with covering(network, subset.names(network)):
@@ -118,7 +118,7 @@ def _fit(
         else:
             layout = before.layout
     loss = with_noise(loss, hyper.sigma_noise, layout)
-    model_fn = OneExample.of(traced, layout, loss)
+    model_fn, params = model_and_params(traced, layout, loss, places)
     if before is None:
         warn_of_outputs(network, inputs, loss, layout)
 
@@ -131,11 +131,11 @@ def _fit(
 
     with compiling_for(place_of(traced.params)):
         key = jax.random.key(seed)
-        what = (model_fn, traced.params, loss.likelihood, passes, options)
+        what = (model_fn, params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
     seen = tuple(batch for _, batch in batches.kept)
-    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen)
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places)
 
 
 def identity(

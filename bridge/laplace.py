@@ -52,6 +52,7 @@ class Laplace(FunctionSpace):
         hessian_structure: Structure | None = None,
         *,
         last_layer_name: str | None = None,
+        subnetwork_indices: Any = None,
         curvature: Curvature | None = None,
         method: Method = "auto",
         rank: int = 100,
@@ -79,13 +80,16 @@ class Laplace(FunctionSpace):
             likelihood: ``"classification"`` (classes on the last axis of the outputs), ``"regression"``,
                 ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
                 as torch has them), or a likelihood of ``jax_core``.
-            subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"`` or those of the ``"last_layer"``
-                alone.
+            subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"``, those of the ``"last_layer"``,
+                those of modules in a list of names or patterns (``["head", "layer4.*"]``), or a ``"subnetwork"`` of
+                single weights.
             hessian_structure: ``"kron_lowrank"``, a low rank across the layers beside the exact diagonal of the rest in
                 Kronecker coordinates, which is the default; ``"lowrank"`` alone, the default where a ``method`` is
                 given; ``"kron"``, ``"ekfac"``, ``"full"`` or ``"diag"``.
             last_layer_name: Of the ``"last_layer"``; by default the module through whose output alone parameters reach
                 the model's, found on the first batch (before, it is taken to be the one registered last).
+            subnetwork_indices: Of the ``"subnetwork"``: places in the flattened ``model.parameters()``, sampled and
+                given back within all of them; :mod:`bridge.subnetworks` chooses some.
             curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which is the default; ``"empirical_fisher"``,
                 outer products of the gradients at the targets; or ``"mc_fisher"``, at targets drawn from the model.
             method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
@@ -134,7 +138,7 @@ class Laplace(FunctionSpace):
             to_loss(likelihood),
             FitOptions(**how, progress=progress),
             ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress),
-            Subset.checked(subset_of_weights, last_layer_name, model),
+            Subset.checked(subset_of_weights, last_layer_name, model, subnetwork_indices),
             link_approx=link_approx,
             n_samples=n_samples,
             enable_backprop=enable_backprop,
@@ -257,7 +261,7 @@ class Laplace(FunctionSpace):
         """What ``print`` shows beside the model."""
         o = self.options
         shape = f"{o.structure}, method={o.method}, rank={o.rank}" if "lowrank" in o.structure else o.structure
-        covered = "" if self.subset.kind == "all" else f"last_layer={self.subset.name or 'to be found'}, "
+        covered = "" if self.subset.kind == "all" else f"{self.subset.told}, "
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
         divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"
         prior = f"prior_precision={self.prior_precision}{divided}"

@@ -1,27 +1,29 @@
-"""Which weights a posterior covers: all that may be trained, or those of the last layer alone."""
+"""Which weights a posterior covers: all that may be trained, some modules', the last layer's, or some one by one."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as torch_pytree
 
-from bridge.independence import call
+from bridge.last_layer import find_last_layer, listed, owners_of, turned
+from bridge.one_example import SUBNETWORK
 from bridge.options import one_of
-from bridge.outputs import single_output
+from bridge.parameter_order import ParameterOrder
 from bridge.tracing.checks import unwrap
-from bridge.tracing.modes import evaluating
+from jax_core.fit import Structure
 
-WeightSubset: TypeAlias = Literal["all", "last_layer"]
+Kind: TypeAlias = Literal["all", "last_layer", "subnetwork"]
+WeightSubset: TypeAlias = Kind | Sequence[str]
 _SAMPLES = 4  # on which the last layer is looked for
-_NAMED = 12  # modules in a message
-_REMEDY = "Name the module to cover with last_layer_name=, or set requires_grad=False on the rest and use 'all'."
+_OF_SINGLE_WEIGHTS: tuple[Structure, ...] = ("full", "diag", "lowrank")
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,75 @@ class Subset:
     """What is covered.
 
     Attributes:
-        kind: All parameters, or those of one module.
-        name: That module's; ``None`` until it is found on a batch of data.
+        kind: ``"all"`` parameters, those of the ``"last_layer"``, of ``"modules"``, or the weights of a
+            ``"subnetwork"``.
+        name: The last layer's; ``None`` until it is found on a batch of data.
+        patterns: Of the modules' or parameters' names, as the shell matches them.
+        indices: Of the weights, in the flattened parameters with ``requires_grad=True``.
     """
 
-    kind: WeightSubset = "all"
+    kind: Literal["all", "last_layer", "modules", "subnetwork"] = "all"
     name: str | None = None
+    patterns: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
 
     @classmethod
-    def checked(cls, kind: WeightSubset, name: str | None, model: nn.Module) -> Subset:
+    def checked(cls, kind: WeightSubset, name: str | None, model: nn.Module, indices: Any = None) -> Subset:
         """From a user's options.
 
         Raises:
-            ValueError: For another kind, a name that does not go with it, or a module that is not there.
+            ValueError: For another kind, options that do not go with it, or what is not in the model.
         """
-        one_of("subset_of_weights", kind, WeightSubset)
-        if name is None:
-            return cls(kind)
-        if kind == "all":
+        if isinstance(kind, str):
+            one_of("subset_of_weights", kind, Kind)
+            known: Any = kind
+            found = cls(known, name)
+        else:
+            found = cls("modules", patterns=tuple(kind))
+            found.names(model)
+        if name is not None and found.kind != "last_layer":
             raise ValueError(
                 f"last_layer_name={name!r} goes with subset_of_weights='last_layer', and {kind!r} was given."
             )
-        if name not in dict(unwrap(model).named_modules()):
-            raise ValueError(f"last_layer_name={name!r} names no module. There are {_listed(_owners(unwrap(model)))}.")
-        return cls(kind, name)
+        if (indices is None) == (found.kind == "subnetwork"):
+            raise ValueError(
+                "subset_of_weights='subnetwork' needs subnetwork_indices=, the weights to cover in the flattened "
+                "model.parameters(), and no other subset takes them; bridge.subnetworks chooses some."
+            )
+        if name is not None and name not in dict(unwrap(model).named_modules()):
+            known = listed(owners_of(unwrap(model)))
+            raise ValueError(f"last_layer_name={name!r} names no module. There are {known}.")
+        return found if indices is None else replace(found, indices=_checked_indices(indices, model))
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Subset:
+        """From the lists that a file holds in the place of tuples."""
+        named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**named)
+
+    def for_structure(self, structure: Structure) -> Subset:
+        """Itself, if the structure goes with it.
+
+        Raises:
+            ValueError: If the structure needs whole layers.
+        """
+        if self.kind == "subnetwork" and structure not in _OF_SINGLE_WEIGHTS:
+            raise ValueError(
+                f"hessian_structure={structure!r} is about whole layers, and a subnetwork is made of single weights. "
+                f"Choose one of {', '.join(map(repr, _OF_SINGLE_WEIGHTS))}."
+            )
+        return self
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        if self.kind == "all":
+            return "all weights"
+        if self.kind == "modules":
+            return f"the modules {listed(self.patterns)}"
+        if self.kind == "subnetwork":
+            return f"a subnetwork of {len(self.indices)} weights"
+        return "the last layer" if self.name is None else f"the last layer {self.name!r}"
 
     def names(self, model: nn.Module) -> frozenset[str] | None:
         """Names of the parameters that are covered as far as they require a gradient; ``None`` for all.
@@ -60,17 +107,40 @@ class Subset:
         A last layer that is still to be found is taken to be the module with parameters that was registered last.
 
         Raises:
-            ValueError: If no module has parameters.
+            ValueError: If no module has parameters, or a pattern matches none.
         """
+        inner = unwrap(model)
         if self.kind == "all":
             return None
-        inner = unwrap(model)
-        owners = list(_owners(inner))
+        if self.kind == "modules":
+            return frozenset(_matching(inner, self.patterns))
+        if self.kind == "subnetwork":
+            order = ParameterOrder.of(model)
+            ends = np.cumsum(order.sizes)
+            return frozenset(order.names[i] for i in np.unique(np.searchsorted(ends, self.indices, side="right")))
+        owners = list(owners_of(inner))
         if not owners:
             raise ValueError("The model has no parameters, so it has no last layer.")
         module = dict(inner.named_modules())[owners[-1] if self.name is None else self.name]
         own = {id(parameter) for parameter in module.parameters()}
         return frozenset(name for name, parameter in inner.named_parameters() if id(parameter) in own)
+
+    def order(self, model: nn.Module) -> ParameterOrder:
+        """What is covered, as the numbers that a user gives and gets."""
+        if self.kind == "subnetwork":
+            return ParameterOrder((SUBNETWORK,), ((len(self.indices),),))
+        return ParameterOrder.of(model, self.names(model))
+
+    def places(self, model: nn.Module) -> np.ndarray | None:
+        """Where a subnetwork's weights lie among the parameters that hold them, flattened in the core's order."""
+        if self.kind != "subnetwork":
+            return None
+        whole, held = ParameterOrder.of(model), ParameterOrder.of(model, self.names(model))
+        sizes = dict(zip(whole.names, whole.sizes, strict=True))
+        starts = dict(zip(whole.names, np.cumsum([0, *whole.sizes[:-1]]), strict=True))
+        flat = np.concatenate([starts[name] + np.arange(sizes[name]) for name in held.names])  # in torch's order
+        inverse = {int(place): i for i, place in enumerate(held.to_core(flat))}
+        return np.array([inverse[i] for i in self.indices], np.int32)
 
     def found(self, model: nn.Module, inputs: Any) -> Subset:
         """With the last layer's name, from running the model on a few samples.
@@ -78,7 +148,7 @@ class Subset:
         Raises:
             ValueError: If no single layer is the last, naming those that might be.
         """
-        if self.kind == "all" or self.name is not None:
+        if self.kind != "last_layer" or self.name is not None:
             return self
         few = torch_pytree.tree_map(lambda leaf: leaf[:_SAMPLES], inputs)
         return replace(self, name=find_last_layer(unwrap(model), few))
@@ -89,160 +159,39 @@ def covering(model: nn.Module, names: frozenset[str] | None) -> Iterator[None]:
     """Let only the parameters named require a gradient, among those that do, and restore each one's own flag."""
     inner = unwrap(model)
     others = [] if names is None else [p for n, p in inner.named_parameters() if p.requires_grad and n not in names]
-    with _turned(others):
+    with turned(others):
         yield
 
 
-def find_last_layer(model: nn.Module, inputs: Any) -> str:
-    """The name of the module with parameters whose output alone carries parameters into the model's output.
-
-    Of the modules that are called, the last one whose output the model's depends on; with that output held fixed, no
-    other parameter may reach the model's output, and none of its own may be used elsewhere.
-
-    Args:
-        model: Run in eval mode.
-        inputs: A few samples.
-
-    Raises:
-        ValueError: If there is none, naming those that might be.
-    """
-    owners = _owners(model)
-    with evaluating(model), _all_differentiable(model):
-        called = list(dict.fromkeys(reversed(_calls(model, owners, inputs))))
-        leaves = [name for name in called if not any(other != name and _is_inside(other, name) for other in called)]
-        for name in leaves if leaves != [""] or _is_layer(model) else []:
-            around, within = _reached(model, owners[name], inputs)
-            if around is None:
-                continue  # the output does not depend on it
-            _check_alone(model, name, around, within)
-            return name
-    raise ValueError(
-        f"No module with parameters of its own is called in forward before the model's output: there is no last layer "
-        f"to find. {_REMEDY} There are {_listed(owners)}."
-    )
-
-
-def _check_alone(model: nn.Module, name: str, around: set[str], within: set[str]) -> None:
-    ids = {id(q) for q in model.get_submodule(name).parameters()}
-    everywhere = model.named_parameters(remove_duplicate=False)
-    own = {n for n, p in model.named_parameters() if id(p) in ids}
-    shared = [n for n, p in everywhere if not _is_inside(n, name) and id(p) in ids]
-    if shared or own & (around | within):
-        used = ", ".join(shared or sorted(own & (around | within)))
-        raise ValueError(
-            f"The last layer {name!r} shares a weight with what lies before it ({used}), so that there is no last "
-            f"layer by itself. {_REMEDY}"
-        )
-    if around:
-        beside = sorted(around - within or around)  # what lies before this layer too is no candidate
-        modules = list(dict.fromkeys(parameter.rpartition(".")[0] for parameter in beside if "." in parameter))
-        loose = sorted(parameter for parameter in beside if "." not in parameter)
-        what = f"parameters {_listed(loose)} of the model itself" if loose else f"those of {_listed(modules[-_NAMED:])}"
-        candidates = _listed([*dict.fromkeys([*modules[-_NAMED:], name])])
-        raise ValueError(
-            f"No single layer is the model's last: beside {name!r}, {what} reach the output without passing through "
-            f"it. {_REMEDY} Candidates are {candidates}."
-        )
-
-
-def _owners(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold parameters of their own, by name; those that make a weight count as its module's."""
-    modules = dict(model.named_modules())
-    names = [name for name, m in modules.items() if next(m.parameters(recurse=False), None) is not None]
-    whole = dict.fromkeys(name.partition("parametrizations")[0].rstrip(".") for name in names)
-    return {name: modules[name] for name in whole}
-
-
-def _is_layer(model: nn.Module) -> bool:
-    """Whether it is one of torch's own, not a module of the user's that holds its parameters loose."""
-    return type(model).__module__.startswith("torch.nn.")
-
-
-def _calls(model: nn.Module, owners: dict[str, nn.Module], inputs: Any) -> list[str]:
-    """Names of the owners in the order in which their forward ends."""
-    names, found = {id(module): name for name, module in owners.items()}, []
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in names:
-            found.append(names[id(module)])
-
-    with _hook(after), torch.no_grad():
-        call(model, inputs)
+def _matching(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Names of parameters that match a pattern, or lie in a module that does."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = {name for name, _ in model.named_parameters() if _matches(name, pattern)}
+        if not own:
+            raise ValueError(
+                f"subset_of_weights={pattern!r} matches no module or parameter. There are {listed(owners_of(model))}."
+            )
+        found |= own
     return found
 
 
-def _reached(model: nn.Module, layer: nn.Module, inputs: Any) -> tuple[set[str] | None, set[str]]:
-    """Names of parameters that reach the output around a layer, and of those behind its inputs.
-
-    The first is ``None`` if the output does not depend on the layer's.
-    """
-    held: list[torch.Tensor] = []
-    given: list[torch.Tensor] = []
-
-    def hold(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
-            return leaf
-        held.append(leaf.detach().requires_grad_())
-        return held[-1]
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        if module is not layer:
-            return None
-        given.extend(x for x in torch_pytree.tree_leaves(args) if isinstance(x, torch.Tensor) and x.requires_grad)
-        return torch_pytree.tree_map(hold, output)
-
-    with _hook(after):
-        output = single_output(call(model, inputs))
-    named = dict(model.named_parameters())
-    if not held or not any(_depends([output], held)):
-        return None, set()
-    around = {name for name, met in zip(named, _depends([output], [*named.values()]), strict=True) if met}
-    within = {name for name, met in zip(named, _depends(given, [*named.values()]), strict=True) if met}
-    return around, within
+def _matches(parameter: str, pattern: str) -> bool:
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def _depends(outputs: list[torch.Tensor], sources: list[torch.Tensor]) -> list[bool]:
-    summed = [x.sum() for x in outputs if x.requires_grad]
-    if not summed:
-        return [False] * len(sources)
-    wanted = [source for source in sources if source.requires_grad]
-    gradients = iter(torch.autograd.grad(summed, wanted, allow_unused=True, retain_graph=True))
-    return [next(gradients) is not None if source.requires_grad else False for source in sources]
-
-
-@contextlib.contextmanager
-def _hook(after: Any) -> Iterator[None]:
-    handle = torch_module.register_module_forward_hook(after)  # a hook on the model itself would change it
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def _all_differentiable(model: nn.Module) -> Iterator[None]:
-    with _turned([p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]):
-        yield
-
-
-@contextlib.contextmanager
-def _turned(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The other value of ``requires_grad`` for some parameters that share one."""
-    flags = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(not flag)
-        yield
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
-
-
-def _is_inside(parameter: str, module: str) -> bool:
-    return not module or parameter.startswith(f"{module}.")
-
-
-def _listed(names: Any) -> str:
-    shown = [repr(name) for name in names]
-    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    return (", ".join(shown[-_NAMED:]) or "none") + more
+def _checked_indices(given: Any, model: nn.Module) -> tuple[int, ...]:
+    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    size = ParameterOrder.of(model).size
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"subnetwork_indices of shape {array.shape} and type {array.dtype}: give whole numbers in one axis, one at "
+            "least; mask.nonzero().flatten() makes them of a mask."
+        )
+    if array.min() < 0 or array.max() >= size or np.unique(array).size != array.size:
+        raise ValueError(
+            f"subnetwork_indices from {array.min()} to {array.max()} ({array.size} of them): give each of the {size} "
+            "weights with requires_grad=True at most once, counted from 0."
+        )
+    return tuple(array.tolist())

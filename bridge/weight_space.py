@@ -14,6 +14,7 @@ from bridge.evidence import differentiable_evidence
 from bridge.hyperparameters import per_parameter
 from bridge.keeping import KeptLaplace
 from bridge.options import check_generator, whole
+from bridge.parameter_order import ParameterOrder
 from bridge.placement import device_of
 from bridge.posterior_precision import PosteriorPrecision, check_dense
 from bridge.tensors import to_jax, to_torch
@@ -28,12 +29,30 @@ class WeightSpace(KeptLaplace):
 
     @property
     def mean(self) -> torch.Tensor:
-        """The trained weights that the posterior covers, flattened ``(P,)``."""
+        """The trained weights that the posterior covers, flattened ``(P,)``; around a subnetwork all of them."""
+        return self._whole(self._covered_mean)
+
+    @property
+    def _covered_mean(self) -> torch.Tensor:
         posterior = self.posterior
         return self._tensor(flattener(posterior.mean)[0](posterior.mean))
 
+    def _whole(self, covered: torch.Tensor) -> torch.Tensor:
+        """Values ``(..., P)`` of a subnetwork's weights within all weights that may be trained; others as they are."""
+        if self.subset.kind != "subnetwork":
+            return covered
+        trained = [p.detach().flatten().to(covered) for p in self.model.parameters() if p.requires_grad]
+        whole = torch.cat(trained).expand(*covered.shape[:-1], -1).clone()
+        whole[..., list(self.subset.indices)] = covered
+        return whole
+
     @property
     def n_params(self) -> int:
+        """Weights of :attr:`mean`."""
+        return ParameterOrder.of(self.model).size if self.subset.kind == "subnetwork" else self.order.size
+
+    @property
+    def n_params_subnet(self) -> int:
         """Weights that the posterior covers."""
         return self.order.size
 
@@ -54,7 +73,7 @@ class WeightSpace(KeptLaplace):
         return self.fitted.num_total_samples
 
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> torch.Tensor:
-        r"""Weights drawn from $\mathcal N(\theta^*, \Sigma)$, ``(n_samples, P)``.
+        r"""Weights drawn from $\mathcal N(\theta^*, \Sigma)$, ``(n_samples, P)``, laid out like :attr:`mean`.
 
         Args:
             n_samples: Draws.
@@ -67,11 +86,11 @@ class WeightSpace(KeptLaplace):
         whole("n_samples", n_samples)
         check_generator(generator)
         posterior = self.posterior
-        mean = self.mean
+        mean = self._covered_mean
         device = mean.device if generator is None else generator.device
-        noise = torch.randn(n_samples, self.n_params, generator=generator, dtype=mean.dtype, device=device)
+        noise = torch.randn(n_samples, self.order.size, generator=generator, dtype=mean.dtype, device=device)
         scaled = _scaled(posterior, to_jax(noise.cpu()).astype(posterior.prior_precision.dtype))
-        return mean + self._tensor(scaled)
+        return self._whole(mean + self._tensor(scaled))
 
     def samples_as_state_dicts(
         self, n_samples: int = 100, generator: torch.Generator | None = None
@@ -83,9 +102,10 @@ class WeightSpace(KeptLaplace):
         model = unwrap(self.model)
         tied = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
         wanted = {id(p): name for name, p in model.named_parameters()}
+        order = ParameterOrder.of(model) if self.subset.kind == "subnetwork" else self.order
         found = []
         for sample in self.sample(n_samples, generator):
-            parts = dict(zip(self.order.names, sample.split(list(self.order.sizes)), strict=True))
+            parts = dict(zip(order.names, sample.split(list(order.sizes)), strict=True))
             state = {key: value.detach().clone() for key, value in model.state_dict().items()}
             for name in state:
                 part = parts.get(wanted.get(tied.get(name, 0), ""))
@@ -96,22 +116,22 @@ class WeightSpace(KeptLaplace):
 
     def square_norm(self, value: torch.Tensor) -> torch.Tensor:
         r"""$(\theta - \theta^*)^\top \Sigma^{-1} (\theta - \theta^*)$ of weights ``(..., P)``."""
-        offset = self._core_rows("value", value.to(self.mean) - self.mean)
+        offset = self._core_rows("value", value.to(self._covered_mean) - self._covered_mean)
         norms = _squared_norms(self.posterior, offset.reshape(-1, offset.shape[-1]))
-        return to_torch(norms).reshape(offset.shape[:-1]).to(self.mean)
+        return to_torch(norms).reshape(offset.shape[:-1]).to(self._covered_mean)
 
     def log_prob(self, value: torch.Tensor, normalized: bool = True) -> torch.Tensor:
         r"""$\log \mathcal N(\theta; \theta^*, \Sigma)$ of weights ``(..., P)``, or without its constant."""
         quadratic = -0.5 * self.square_norm(value)
         if not normalized:
             return quadratic
-        return quadratic + 0.5 * (self.log_det_posterior_precision - self.n_params * math.log(2 * math.pi))
+        return quadratic + 0.5 * (self.log_det_posterior_precision - self.order.size * math.log(2 * math.pi))
 
     @property
     def prior_precision_diag(self) -> torch.Tensor:
         """The prior precision of each weight, ``(P,)``."""
         values = per_parameter(self.hyperparameters.prior_precision, self.order)
-        return torch.as_tensor(np.broadcast_to(values, self.order.size).copy()).to(self.mean)
+        return torch.as_tensor(np.broadcast_to(values, self.order.size).copy()).to(self._covered_mean)
 
     @property
     def posterior_precision(self) -> torch.Tensor | PosteriorPrecision:
@@ -120,7 +140,7 @@ class WeightSpace(KeptLaplace):
         Other structures give a :class:`~bridge.posterior_precision.PosteriorPrecision`, which multiplies vectors and
         writes the matrix out where it is asked to. Any of them is taken for the ``prior_precision`` of a next Laplace.
         """
-        found = PosteriorPrecision.of(self.posterior, self.order, self.mean)
+        found = PosteriorPrecision.of(self.posterior, self.order, self._covered_mean)
         if self.options.structure == "full":
             return found.to_matrix()
         return found.diagonal() if self.options.structure == "diag" else found
@@ -132,7 +152,7 @@ class WeightSpace(KeptLaplace):
         Raises:
             ValueError: If it would take more than two gigabytes.
         """
-        check_dense(self.n_params, "functional_variance, posterior_variance or sample")
+        check_dense(self.order.size, "functional_variance, posterior_variance or sample")
         matrix = _covariance(self.posterior)
         places = self.order.places_in_core
         return self._like(matrix[places][:, places])
@@ -208,9 +228,9 @@ class WeightSpace(KeptLaplace):
 
     def _core_rows(self, name: str, value: torch.Tensor) -> jax.Array:
         """Vectors over the weights in the core's order."""
-        if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[-1] != self.n_params:
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[-1] != self.order.size:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{name} of shape {shape}: the last axis runs over the {self.n_params} weights covered.")
+            raise ValueError(f"{name} of shape {shape}: the last axis runs over the {self.order.size} weights covered.")
         like = self.posterior.prior_precision
         return jax.device_put(to_jax(value.detach().cpu()[..., self.order.core_places]), like.device).astype(like.dtype)
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bridge import Laplace, load, save
-from bridge.subset import Subset, find_last_layer
+from bridge.last_layer import find_last_layer
+from bridge.subset import Subset
 
 torch.manual_seed(0)
 X, Y = torch.randn(40, 4), torch.randint(3, (40,))
