@@ -37,6 +37,7 @@ from jax_core.operators import (
     LowRank,
     Operator,
     Spectral,
+    Symmetric,
     logdet,
     whiten,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "Operator",
     "Posterior",
     "Spectral",
+    "Symmetric",
     "Tuned",
     "accuracy",
     "adaptive_calibration_error",

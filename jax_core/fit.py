@@ -22,7 +22,7 @@ from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
-from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.operators import Diagonal, LowRank, Operator, Symmetric
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.posterior import gaussian_log_likelihood
 from jax_core.source import Source, check_memory, problem_of
@@ -262,18 +262,17 @@ def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tupl
     return block_lanczos(block, size, rank=rank, key=key, **shown), block.sums
 
 
-def _full(source: Source) -> tuple[Dense, DataSums]:
+def _full(source: Source) -> tuple[Symmetric, DataSums]:
     example = example_shapes(source.passes.peek().input)
     layout = find_layout(source.model_fn, source.params, example)
     if is_outer(layout, jax.eval_shape(source.model_fn, example, source.params).size):
         outer = OuterStream(
             source.model_fn, source.params, source.likelihood, source.passes, checkpoint=source.checkpoint
         )
-        matrix = outer.matrix(layout)
-        return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), outer.sums
+        return Symmetric.from_matrix(outer.matrix(layout)), outer.sums
     stream = source.rows(0.0)
     matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
-    return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), stream.sums
+    return Symmetric.from_matrix(matrix), stream.sums
 
 
 def _diagonal(source: Source) -> tuple[Diagonal, DataSums]:

@@ -33,7 +33,7 @@ from jax_core.xla.memory import free_bytes, gibibytes
 
 _LOW_RANK = 4  # blocks of vectors that a reduction holds at once: basis, image, and what is made of them
 _KRONECKER = 6.0  # times the parameters: a layer's two factors and their eigenvectors, and diagonals
-_FULL = 3  # matrices: the curvature, its eigenvectors, and the decomposition's workspace
+_FULL = 3  # matrices: the curvature, and a factor and a root of it, or eigenvectors and workspace
 
 
 @dataclass(frozen=True)
