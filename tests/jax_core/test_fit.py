@@ -182,6 +182,22 @@ def test_fit_does_not_depend_on_the_batches(x64, method, batch):
     np.testing.assert_allclose(matrix(found), matrix(whole), atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"method": "gram"}, {"method": "nystrom"}, {"structure": "full"}])
+def test_the_trace_of_the_whole_curvature_comes_with_a_pass(x64, monkeypatch, options):
+    by_products(monkeypatch, "rows")
+    expected = float(jnp.trace(wide(mlp, "mse")[2]))
+    found = fit(mlp, "mse", rank=20, total=90, **options)
+    assert found.trace == pytest.approx(10 * expected, rel=1e-10)
+    share = 1 - float(found.curvature.trace()) / (10 * expected)
+    assert found.left_out == pytest.approx(max(share, 0), abs=1e-9)
+
+
+def test_a_small_rank_is_warned_of_and_products_tell_no_trace(x64):
+    with pytest.warns(UserWarning, match="Rank 1 leaves out"):
+        fit(mlp, "mse", method="gram", rank=1)
+    assert fit(mlp, "mse", method="lanczos", rank=3).left_out is None
+
+
 @pytest.mark.parametrize("rank", [0, 52, -1])
 def test_ranks_that_the_curvature_cannot_have_are_refused(x64, rank):
     options = FitOptions(rank=rank)
