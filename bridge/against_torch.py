@@ -136,7 +136,7 @@ def warn_of_outputs(model: nn.Module, inputs: Any, loss: Loss, layout: OutputLay
 
 
 @jax.jit
-def _loss(model: OneExample, likelihood: Likelihood, outputs: jax.Array, target: Any) -> tuple[jax.Array, jax.Array]:
+def _loss(model: CoreModel, likelihood: Likelihood, outputs: jax.Array, target: Any) -> tuple[jax.Array, jax.Array]:
     return likelihood.nll(model.in_core(outputs), target).sum(), jnp.abs(outputs).max(initial=0.0)
 
 

@@ -95,6 +95,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         "layout": dataclasses.asdict(fit.layout),
         "plan": None if fit.fitted.plan is None else dataclasses.asdict(fit.fitted.plan),
         **{name: getattr(fit.fitted, name) for name in _NUMBERS},
+        "trace": fit.fitted.trace,
     }
     return pack(tensors, described)
 
@@ -169,6 +170,7 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     curvature = operator_of(described["curvature"], on_device_of(traced.params, to_jax(named)))
     plan = None if described["plan"] is None else Plan(**described["plan"])
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
+    fitted = dataclasses.replace(fitted, trace=described.get("trace"))  # files of earlier versions hold none
     loss = la.loss_for(layout, hyper)
     places = subset.places(la.model)
     fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset, places=places)

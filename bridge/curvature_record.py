@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, LowRank, Operator
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, LowRank, Operator, Symmetric
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Diagonal, Kronecker)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Symmetric, Diagonal, Kronecker)}
 
 
 def kinds_of(operator: Operator) -> list[str]:
@@ -28,7 +28,7 @@ def arrays_of(operator: Operator) -> dict[str, Any]:
 
 
 def _fields(operator: Any) -> dict[str, Any]:
-    return {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator)}
+    return {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator) if field.compare}
 
 
 def operator_of(kinds: Sequence[str], arrays: Mapping[str, Any]) -> Operator:

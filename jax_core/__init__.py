@@ -38,6 +38,7 @@ from jax_core.operators import (
     LowRank,
     Operator,
     Spectral,
+    Symmetric,
     logdet,
     whiten,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "Operator",
     "Posterior",
     "Spectral",
+    "Symmetric",
     "Tuned",
     "accuracy",
     "adaptive_calibration_error",

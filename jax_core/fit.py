@@ -20,11 +20,12 @@ from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.row_stream import RowStream
 from jax_core.kronecker import KroneckerStructure, fit_kronecker, plan_kronecker
+from jax_core.left_out import warn_of_left_out
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.lowrank.spectrum import check_rank
-from jax_core.operators import Dense, Diagonal, LowRank, Operator
+from jax_core.operators import Diagonal, LowRank, Operator, Symmetric
 from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
@@ -131,15 +132,17 @@ def fit_curvature(
     check_memory(source, options.structure, options.rank)
     plan = None if options.structure in ("full", "diag") else make_plan(source, options)
     if plan is not None and plan.strategy == "products":
-        curvature, sums = _low_rank(source, options, plan, key)
+        curvature, sums, trace = _low_rank(source, options, plan, key)
     else:
         ordered, order = source.in_order_of_gradients
-        curvature, sums = _by_rows(ordered, options, plan, key)
+        curvature, sums, trace = _by_rows(ordered, options, plan, key)
         curvature = curvature if order.as_stored else curvature.permute(order.places(params))
     total = sums.samples if num_total_samples is None else num_total_samples
     factor = total / sums.samples
     seen = (sums.samples, total, sums.outputs_per_sample)
-    return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll))
+    warn_of_left_out(curvature, trace)
+    known = None if trace is None else trace * factor
+    return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll), known)
 
 
 def make_plan(source: Source, options: FitOptions) -> Plan:
@@ -162,19 +165,25 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     return Plan("nystrom", cheapest(problem), "asked for")
 
 
-def _by_rows(source: Source, options: FitOptions, plan: Plan | None, key: Array) -> tuple[Operator, DataSums]:
+def _by_rows(
+    source: Source, options: FitOptions, plan: Plan | None, key: Array
+) -> tuple[Operator, DataSums, float | None]:
     structure = options.structure
-    if structure == "kron" or structure == "ekfac" or structure == "kron_lowrank":
-        return _kronecker(source, structure, options, plan, key)
-    if plan is not None:
+    if plan is not None and structure == "lowrank":
         return _low_rank(source, options, plan, key)
-    return _full(source) if options.structure == "full" else _diagonal(source)
+    if structure == "kron" or structure == "ekfac" or structure == "kron_lowrank":
+        curvature, sums = _kronecker(source, structure, options, plan, key)
+    else:
+        curvature, sums = _full(source) if structure == "full" else _diagonal(source)
+    return curvature, sums, None if structure == "kron" else float(curvature.trace())
 
 
-def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
+def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums, float | None]:
     if plan.method == "gram":
         return _gram(source.rows(options.tolerance), options)
-    return _nystrom(source, options, plan, key) if plan.method == "nystrom" else _krylov(source, options, plan, key)
+    if plan.method == "nystrom":
+        return _nystrom(source, options, plan, key)
+    return *_krylov(source, options, plan, key), None
 
 
 def _kronecker(
@@ -186,23 +195,25 @@ def _kronecker(
     return fit_kronecker(source, structure, rank=rank, exact=exact, passes=options.passes, **how)
 
 
-def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums]:
+def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums, float]:
     rows = stream.matrix(options.rows_bytes)
     if rows is None:
         raise ValueError(
             f"method='gram' keeps one row per sample and output: more than {options.rows_bytes} bytes here. Use "
             "method='nystrom', fewer samples, or a larger rows_bytes."
         )
-    return gram(rows, rank=options.rank), stream.sums
+    return gram(rows, rank=options.rank), stream.sums, float(jnp.square(rows).sum())
 
 
-def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
-    repeated = options.passes > 1
+def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums, float | None]:
+    repeated, traces = options.passes > 1, []
     if plan.strategy == "rows":
         stream = source.rows(options.tolerance, repeated=repeated)
 
         def block(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
-            return stream.fold(_add_sketch, jnp.zeros_like(rows), rows)
+            image, trace = stream.fold(_add_sketch, (jnp.zeros_like(rows), jnp.zeros((), rows.dtype)), rows)
+            traces[:] = [float(trace)]
+            return image
 
     else:
         stream = source.blocks(plan, repeated=repeated, keep_bytes=options.keep_bytes)
@@ -210,7 +221,7 @@ def _nystrom(source: Source, options: FitOptions, plan: Plan, key: Array) -> tup
     product = source.logged(block, lambda: stream.sums, repeated=repeated)
     size = get_size(source.params)
     found = nystrom(product, size, rank=options.rank, key=key, passes=options.passes, dtype=source.dtype)
-    return found, product.sums
+    return found, product.sums, traces[0] if traces else None
 
 
 def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tuple[LowRank, DataSums]:
@@ -230,18 +241,17 @@ def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tupl
     return block_lanczos(block, size, rank=rank, key=key, **shown), block.sums
 
 
-def _full(source: Source) -> tuple[Dense, DataSums]:
+def _full(source: Source) -> tuple[Symmetric, DataSums]:
     example = example_shapes(source.passes.peek().input)
     layout = find_layout(source.model_fn, source.params, example)
     if is_outer(layout, jax.eval_shape(source.model_fn, example, source.params).size):
         outer = OuterStream(
             source.model_fn, source.params, source.likelihood, source.passes, checkpoint=source.checkpoint
         )
-        matrix = outer.matrix(layout)
-        return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), outer.sums
+        return Symmetric.from_matrix(outer.matrix(layout)), outer.sums
     stream = source.rows(0.0)
     matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
-    return Dense.from_matrix(matrix).apply(lambda w: jnp.maximum(w, 0.0)), stream.sums
+    return Symmetric.from_matrix(matrix), stream.sums
 
 
 def _diagonal(source: Source) -> tuple[Diagonal, DataSums]:
@@ -249,8 +259,9 @@ def _diagonal(source: Source) -> tuple[Diagonal, DataSums]:
     return Diagonal(stream.fold(_add_squares, jnp.zeros(stream.size, stream.dtype))), stream.sums
 
 
-def _add_sketch(image: Array, rows: Array, basis: Array) -> Array:
-    return image + (rows @ basis.T).T @ rows
+def _add_sketch(carry: tuple[Array, Array], rows: Array, basis: Array) -> tuple[Array, Array]:
+    image, trace = carry
+    return image + (rows @ basis.T).T @ rows, trace + jnp.square(rows).sum()
 
 
 def _add_gram(total: Array, rows: Array, extra: None) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jax_core.left_out import carried, left_out
 from jax_core.likelihoods import Gaussian, Likelihood
 from jax_core.lowrank.plan import Plan
 from jax_core.operators import Operator, add
@@ -27,6 +28,8 @@ class Fitted(ShortRepr):
         outputs_per_sample: Scalar outputs of one sample.
         plan: How a low rank was found, and why so.
         batch_nll: Negative log-likelihood of each batch seen, unscaled; empty for a fit that was read from a file.
+        trace: Of the whole curvature, scaled alike; ``None`` where no pass has told it: a low rank by products with
+            vectors, Kronecker factors alone, and files of earlier versions.
     """
 
     curvature: Operator
@@ -36,6 +39,17 @@ class Fitted(ShortRepr):
     outputs_per_sample: int
     plan: Plan | None
     batch_nll: tuple[float, ...] = field(default=(), repr=False)
+    trace: float | None = None
+
+    @property
+    def left_out(self) -> float | None:
+        """The share of the trace that the curvature's reduction does not carry (:mod:`jax_core.left_out`)."""
+        return left_out(self.curvature, self.trace)
+
+    @property
+    def carried(self) -> dict[str, float | None]:
+        """The share of the trace that its low rank carries, and its blocks."""
+        return carried(self.curvature, self.trace)
 
     @property
     def num_outputs(self) -> int:
@@ -54,6 +68,7 @@ class Fitted(ShortRepr):
             nll=self.nll + other.nll,
             num_samples=self.num_samples + other.num_samples,
             num_total_samples=self.num_total_samples + other.num_total_samples,
+            trace=None if self.trace is None or other.trace is None else self.trace + other.trace,
             batch_nll=self.batch_nll + other.batch_nll,
         )
 

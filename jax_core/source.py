@@ -21,6 +21,7 @@ from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.jacobian_stream import JacobianStream
 from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.pull_stream import PullStream
 from jax_core.gradients.row_stream import RowStream
 from jax_core.gradients.rows import loss_rows
 from jax_core.gradients.weight_order import Order, find_order, in_order
@@ -33,7 +34,7 @@ from jax_core.xla.memory import free_bytes, gibibytes
 
 _LOW_RANK = 4  # blocks of vectors that a reduction holds at once: basis, image, and what is made of them
 _KRONECKER = 6.0  # times the parameters: a layer's two factors and their eigenvectors, and diagonals
-_FULL = 3  # matrices: the curvature, its eigenvectors, and the decomposition's workspace
+_FULL = 3  # matrices: the curvature, and a factor and a root of it, or eigenvectors and workspace
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,16 @@ class Source:
         model = as_jit_argument(in_order(self.model_fn, order))
         return Source(model, order.of(self.params), self.likelihood, self.passes, self.checkpoint), order
 
-    def rows(self, tolerance: float, *, repeated: bool = False, part: str | None = None) -> RowStream:
-        """The curvature as rows; the state of a single pass is kept, or of a named one of several."""
+    def rows(self, tolerance: float, *, repeated: bool = False) -> RowStream:
+        """The curvature as rows; the state of a single pass is kept."""
         parts = (self.model_fn, self.params, self.likelihood, self.passes)
-        kept = None if repeated else self.checkpoint
-        return RowStream(*parts, tolerance=tolerance, checkpoint=kept.part(part) if kept and part else kept)
+        return RowStream(*parts, tolerance=tolerance, checkpoint=None if repeated else self.checkpoint)
+
+    def pulls(self, tolerance: float, part: str, *, repeated: bool = False) -> PullStream:
+        """The curvature as rows of examples; the state of a pass that is named, and not repeated, is kept."""
+        parts = (self.model_fn, self.params, self.likelihood, self.passes)
+        kept = None if repeated or self.checkpoint is None else self.checkpoint.part(part)
+        return PullStream(*parts, tolerance=tolerance, checkpoint=kept)
 
     def logged(
         self, product: Callable[[Array], Array], sums: Callable[[], DataSums | None], *, repeated: bool = True

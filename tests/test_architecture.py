@@ -27,11 +27,12 @@ MAY_IMPORT = {
     "lowrank": GROUND | {"operators"},
     "source": GROUND | {"likelihoods", "curvature", "gradients", "lowrank"},
     "kronecker": GROUND | {"curvature", "gradients", "lowrank", "operators", "source"},
+    "left_out": {"operators"},
     "posterior": GROUND | {"gradients", "operators"},
-    "fitted": GROUND | {"likelihoods", "lowrank", "operators", "posterior"},
+    "fitted": {"left_out", "likelihoods", "lowrank", "operators", "posterior"},
     "fit": GROUND
-    | {"fitted", "frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
-    | {"posterior", "source", "kronecker"},
+    | {"frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
+    | {"source", "kronecker", "left_out", "fitted"},
     "predictive": GROUND | {"gradients", "operators", "posterior"},
     "evaluation": set(),
     "tuning": GROUND | {"evaluation", "gradients", "likelihoods", "operators", "posterior", "predictive"},

@@ -81,7 +81,7 @@ def like_carry(carry: Carry, arrays: list[np.ndarray]) -> Carry:
     """Arrays in the structure, the types and on the devices of a carry."""
     leaves, treedef = jax.tree.flatten(carry)
     placed = [
-        jax.device_put(jnp.asarray(array, leaf.dtype), leaf.sharding)
+        jax.device_put(jnp.asarray(array, leaf.dtype).reshape(leaf.shape), leaf.sharding)
         for array, leaf in zip(arrays, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, placed)

@@ -68,6 +68,12 @@ class Layout:
         return self.plain_size + sum(slot.size if slot.vectors > 1 else slot.shape[0] for slot in self.factored)
 
     @property
+    def written(self) -> Layout:
+        """The layout of :meth:`FactoredRows.written`."""
+        several = [Slot(slot.leaf, slot.start, slot.shape) for slot in self.factored if slot.vectors > 1]
+        return Layout((*self.plain, *several), tuple(slot for slot in self.factored if slot.vectors == 1))
+
+    @property
     def factored_size(self) -> int:
         """Elements of the factored leaves, each counted for every vector that its matrix multiplies."""
         return sum(slot.vectors * slot.size for slot in self.factored)
@@ -115,6 +121,18 @@ class FactoredRows:
     left: tuple[Float[Array, "B C S O"], ...]
     right: tuple[Float[Array, "B S I"], ...]
     layout: Layout = field(metadata={"static": True})
+
+    def written(self) -> FactoredRows:
+        """The same with factors multiplied out where a matrix meets several vectors: for rows that meet many."""
+        pieces, left, right = [self.plain], [], []
+        for slot, own, met in zip(self.layout.factored, self.left, self.right, strict=True):
+            if slot.vectors == 1:
+                left.append(own)
+                right.append(met)
+            else:
+                outer = jnp.einsum("bcso,bsi->bcoi", own, met)
+                pieces.append(outer.reshape(*outer.shape[:2], -1))
+        return FactoredRows(jnp.concatenate(pieces, axis=-1), tuple(left), tuple(right), self.layout.written)
 
     def times_rows(self, parts: Parts) -> Float[Array, "B C K"]:
         """``J rows^T`` for vectors cut by :meth:`Layout.split`."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.gradients.factored import FactoredRows, Layout, Slot
@@ -91,51 +93,48 @@ def factored_jacobian(
     model_fn: ModelFn, params: Params, inputs: Any, layout: Layout
 ) -> tuple[Float[Array, "B C"], FactoredRows]:
     """Outputs of a batch, flattened, and their Jacobians, factored as the layout says. Traceable."""
-    return _factored(model_fn, params, inputs, None, layout)
+
+    def one(x: Any) -> tuple[Array, Array, list[Array], list[Array]]:
+        out, pull, vectors = pullback(model_fn, params, x, layout)
+        return out, *jax.vmap(pull)(jnp.eye(out.size, dtype=out.dtype)), vectors
+
+    outputs, rows, left, right = jax.vmap(one)(inputs)
+    return outputs, FactoredRows(rows, tuple(left), tuple(right), layout)
 
 
-def factored_gradients(
-    model_fn: ModelFn, params: Params, inputs: Any, cotangents: Float[Array, "B *output"], layout: Layout
-) -> FactoredRows:
-    """For each example the one row ``cotangent^T J``, factored as the layout says. Traceable."""
-    return _factored(model_fn, params, inputs, cotangents.reshape(len(cotangents), 1, -1), layout)[1]
+def pullback(
+    model_fn: ModelFn, params: Params, x: Any, layout: Layout
+) -> tuple[Float[Array, " C"], Callable[[Array], tuple[Array, list[Array]]], list[Array]]:
+    """Output of one example, flattened, and its gradients as the layout has them. Traceable.
 
-
-def _factored(
-    model_fn: ModelFn, params: Params, inputs: Any, cotangents: Float[Array, "B K C"] | None, layout: Layout
-) -> tuple[Float[Array, "B C"], FactoredRows]:
-    """Outputs, and the rows of given cotangents or of each output."""
+    Returns:
+        The output, the map (a pytree) from a cotangent to the gradients ``(Q,)`` of the leaves that are written out and
+        the cotangents ``(S, O)`` of the products with the others, and the vectors ``(S, I)`` of these products.
+    """
     leaves, treedef = jax.tree.flatten(params)
     factored = [slot.leaf for slot in layout.factored]
 
-    def one(x: Any, pulled: Array | None) -> tuple[Array, Array, list[Array], list[Array]]:
-        def output(plain: list[Array], probes: dict[int, Array]) -> tuple[Array, list[Array]]:
-            vectors: dict[int, Array] = {}
+    def output(plain: list[Array], probes: dict[int, Array]) -> tuple[Array, list[Array]]:
+        vectors: dict[int, Array] = {}
 
-            def tap(product: Product) -> Array:
-                vectors[product.leaf], probe = product.vectors(), probes[product.leaf]
-                return product.add(probe if product.scale is None else probe * product.scale)
+        def tap(product: Product) -> Array:
+            vectors[product.leaf], probe = product.vectors(), probes[product.leaf]
+            return product.add(probe if product.scale is None else probe * product.scale)
 
-            rest = iter(plain)
-            whole = [leaf if i in probes else next(rest) for i, leaf in enumerate(leaves)]
-            out = _run(model_fn, jax.tree.unflatten(treedef, whole), x, set(probes), tap)
-            return out.reshape(-1), [vectors[leaf] for leaf in factored]
+        rest = iter(plain)
+        whole = [leaf if i in probes else next(rest) for i, leaf in enumerate(leaves)]
+        out = _run(model_fn, jax.tree.unflatten(treedef, whole), x, set(probes), tap)
+        return out.reshape(-1), [vectors[leaf] for leaf in factored]
 
-        probes = {
-            slot.leaf: jnp.zeros((slot.vectors, slot.shape[0]), leaves[slot.leaf].dtype) for slot in layout.factored
-        }
-        out, pull, vectors = jax.vjp(output, [leaves[slot.leaf] for slot in layout.plain], probes, has_aux=True)
+    probes = {slot.leaf: jnp.zeros((slot.vectors, slot.shape[0]), leaves[slot.leaf].dtype) for slot in layout.factored}
+    out, pull, vectors = jax.vjp(output, [leaves[slot.leaf] for slot in layout.plain], probes, has_aux=True)
+    return out, Partial(partial(_as_laid_out, out.dtype, tuple(factored)), pull), vectors
 
-        def row(cotangent: Array) -> tuple[Array, list[Array]]:
-            gradients, cotangents = pull(cotangent)
-            flat = [gradient.reshape(-1) for gradient in gradients] or [jnp.zeros(0, out.dtype)]
-            return jnp.concatenate(flat), [cotangents[leaf] for leaf in factored]
 
-        rows, left = jax.vmap(row)(jnp.eye(out.size, dtype=out.dtype) if pulled is None else pulled)
-        return out, rows, left, vectors
-
-    outputs, rows, left, right = jax.vmap(one)(inputs, cotangents)
-    return outputs, FactoredRows(rows, tuple(left), tuple(right), layout)
+def _as_laid_out(dtype: Any, factored: tuple[int, ...], pull: Any, cotangent: Array) -> tuple[Array, list[Array]]:
+    gradients, cotangents = pull(cotangent)
+    flat = [gradient.reshape(-1) for gradient in gradients] or [jnp.zeros(0, dtype)]
+    return jnp.concatenate(flat), [cotangents[leaf] for leaf in factored]
 
 
 def _run(model_fn: ModelFn, params: Params, x: Any, matrices: set[int], on_product: OnProduct) -> Array:

@@ -6,7 +6,7 @@ $\sum_s (U_B^\top \bar y_s)(U_A^\top x_s)^\top$: its factors are rotated, where 
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -56,17 +56,27 @@ class Coordinates:
 
     def rotate(self, rows: FactoredRows) -> FactoredRows:
         """Rows in these coordinates."""
-        if any(self.plain):
-            pieces, start = [], 0
-            for slot, basis in zip(rows.layout.plain, self.plain, strict=True):
-                pieces.append(_rotate_plain(rows.plain[..., start : start + slot.size], basis))
-                start += slot.size
-            rows = dataclasses.replace(rows, plain=jnp.concatenate(pieces, axis=-1))
-        if any(self.factored):
-            left = tuple(part @ basis[0] for part, basis in zip(rows.left, self.factored, strict=True))
-            right = tuple(part @ basis[1] for part, basis in zip(rows.right, self.factored, strict=True))
-            rows = dataclasses.replace(rows, left=left, right=right)
-        return rows
+        plain = self.rotate_plain(rows.plain, rows.layout)
+        left, right = self.rotate_left(rows.left), self.rotate_right(rows.right)
+        return FactoredRows(plain, left, right, rows.layout)
+
+    def rotate_plain(self, plain: Float[Array, "*B Q"], layout: Layout) -> Float[Array, "*B Q"]:
+        """What is written out of rows."""
+        if not any(self.plain):
+            return plain
+        pieces, start = [], 0
+        for slot, basis in zip(layout.plain, self.plain, strict=True):
+            pieces.append(_rotate_plain(plain[..., start : start + slot.size], basis))
+            start += slot.size
+        return jnp.concatenate(pieces, axis=-1)
+
+    def rotate_left(self, left: Sequence[Array]) -> tuple[Array, ...]:
+        """The cotangents of rows."""
+        return tuple(part @ basis[0] if basis else part for part, basis in zip(left, self.factored, strict=True))
+
+    def rotate_right(self, right: Sequence[Array]) -> tuple[Array, ...]:
+        """The vectors of examples, which all their rows share."""
+        return tuple(part @ basis[1] if basis else part for part, basis in zip(right, self.factored, strict=True))
 
     def gram(self, rotated: FactoredRows) -> Float[Array, "B C C"] | None:
         """The quadratic form of rotated rows under the weights, example by example."""
@@ -94,8 +104,8 @@ def squares(rotated: FactoredRows) -> Parts:
     return plain, tuple(factored)
 
 
-def worth_rotating(kronecker: tuple[bool, ...] | None, rows: int | None = None) -> Worth:
-    """Which leaves stay in factors where rows are rotated: operations of either way, for so many rows of an example.
+def worth_rotating(kronecker: tuple[bool, ...] | None) -> Worth:
+    """Which leaves stay in factors where rows are rotated: operations of either way, for a row of each output.
 
     Only those with a Kronecker product for a basis can; in factors each vector and each cotangent is rotated, written
     out each row. Without a basis the choice is :func:`~jax_core.gradients.jacobians.by_cost`.
@@ -104,8 +114,7 @@ def worth_rotating(kronecker: tuple[bool, ...] | None, rows: int | None = None) 
         return by_cost
 
     def worth(leaf: int, sides: Sides) -> bool:
-        vectors, outs, width, outputs = sides
-        count = outputs if rows is None else rows
+        vectors, outs, width, count = sides
         fewer = vectors * (width**2 + count * outs**2) < count * outs * width * (outs + width)
         return kronecker[leaf] and (vectors == 1 or fewer)
 

@@ -25,8 +25,6 @@ from jax_core.xla.chunks import example_shapes
 
 Carry = TypeVar("Carry")
 Step: TypeAlias = Callable[[Any, Any, Any], Any]
-Push: TypeAlias = Callable[[ModelFn, Params, Rows, int], Any]
-OnBatch: TypeAlias = Callable[[Batch, int], None]
 
 
 class RowStream(Stream):
@@ -60,7 +58,6 @@ class RowStream(Stream):
         super().__init__(model_fn, params, likelihood, passes, checkpoint=checkpoint)
         self.tolerance = tolerance
         self.sums, self.num_rows, self._read = DataSums(), 0, 0
-        self._on_batch: OnBatch | None = None
 
     @property
     def size(self) -> int:
@@ -72,23 +69,18 @@ class RowStream(Stream):
         """Of the rows."""
         return jnp.result_type(*jax.tree.leaves(self.params))
 
-    def fold(
-        self, step: Step, start: Carry, extra: Any = None, *, push: Push = push_back, on_batch: OnBatch | None = None
-    ) -> Carry:
+    def fold(self, step: Step, start: Carry, extra: Any = None) -> Carry:
         """One pass: ``carry = step(carry, block, extra)`` over the blocks of rows, the carry updated in place.
 
         Args:
             step: Traceable, and known by its value or defined at module level: it identifies the compiled program.
             start: First carry; its buffers are given up.
             extra: Arrays that every step needs.
-            push: What a block is: ``(R, P)`` by default. As of the step.
-            on_batch: Called with each batch, padded, and its number of samples, before its rows are pushed back.
         """
-        self._on_batch = on_batch
         saved = None if self._checkpoint is None else self._checkpoint.latest()
-        return self._fold((step, push), start, extra, saved)
+        return self._fold(step, start, extra, saved)
 
-    def _fold(self, step: tuple[Step, Push], start: Carry, extra: Any, saved: Saved | None) -> Carry:
+    def _fold(self, step: Step, start: Carry, extra: Any, saved: Saved | None) -> Carry:
         # a copy, since the first step gives up the carry's buffers, and the pass may have to start anew
         begun = start if saved is None else like_carry(jax.tree.map(jnp.copy, start), saved.arrays)
         carry, extra = on_device_of(self.params, (begun, extra))
@@ -99,17 +91,12 @@ class RowStream(Stream):
                 if done == saved.done and not is_same_data(saved, self._mark()):
                     return self._fold(step, start, extra, None)
                 continue
-            carry = _advance(*step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
+            carry = _advance(step, carry, extra, self.model_fn, self.params, rows, sizes.chunk)
             if self._checkpoint is not None:
                 self._checkpoint.offer([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
         if self._checkpoint is not None:
             self._checkpoint.save([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
         return carry
-
-    @property
-    def batches_read(self) -> int:
-        """Batches that this pass has read so far."""
-        return self._read
 
     def _mark(self) -> tuple[int, ...]:
         """What identifies the batches that were read so far in this pass."""
@@ -136,8 +123,6 @@ class RowStream(Stream):
             outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))
             self.sums.add(data, number)
             self._read = number + 1
-            if self._on_batch is not None:
-                self._on_batch(whole, count)
             sample, cotangent = loss_rows(self.likelihood, outputs, whole.target, self.tolerance, count)
             self.num_rows += len(sample)
             yield batch, sample, cotangent
@@ -152,11 +137,9 @@ class RowStream(Stream):
         return jnp.concatenate(blocks)[: self.num_rows] if blocks else jnp.zeros((0, self.size), self.dtype)
 
 
-@partial(jax.jit, static_argnames=("step", "push", "chunk"), donate_argnames="carry")
-def _advance(
-    step: Step, push: Push, carry: Any, extra: Any, model_fn: ModelFn, params: Params, rows: Rows, chunk: int
-) -> Any:
-    return step(carry, push(model_fn, params, rows, chunk), extra)
+@partial(jax.jit, static_argnames=("step", "chunk"), donate_argnames="carry")
+def _advance(step: Step, carry: Any, extra: Any, model_fn: ModelFn, params: Params, rows: Rows, chunk: int) -> Any:
+    return step(carry, push_back(model_fn, params, rows, chunk), extra)
 
 
 _push_back = jax.jit(push_back, static_argnums=3)

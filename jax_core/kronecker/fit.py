@@ -10,7 +10,6 @@ the leading eigenvectors of the whole of $G$, which know of all layers, it is wh
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -20,25 +19,23 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums
-from jax_core.data.batches import Batch, batch_size, evenly, pieces
-from jax_core.data.trees import get_size, on_device_of
+from jax_core.data.trees import get_size
 from jax_core.gradients.factored import Layout
 from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
-from jax_core.kronecker.layers import Layers, find_layers, input_grams
+from jax_core.kronecker.layers import Layers, find_layers
 from jax_core.kronecker.some_batches import SomeBatches
-from jax_core.kronecker.steps import AddFactors, PushFactored, add_rotated
+from jax_core.kronecker.steps import AddFactors, AddRotated
 from jax_core.lowrank import gram, nystrom
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
 from jax_core.operators.projection import Projection
 from jax_core.source import Source
 from jax_core.types import ModelFn, Params
-from jax_core.xla.chunks import example_shapes, forward_cost
+from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import cached_by_shape
 
 KroneckerStructure: TypeAlias = Literal["kron", "ekfac", "kron_lowrank"]
 
-_INPUT_BYTES = 24 * 2**20  # of the vectors of a piece of a batch, below the cliff of xla/chunks.py
 _ENOUGH = 2048  # samples, at least, from which the coordinates beside a low rank are taken
 _EXACT = 1024  # sides of a factor up to which it is diagonalised in float64
 
@@ -63,7 +60,8 @@ def fit_kronecker(
         rank: Eigenpairs of the last.
         exact: Take them from the Gram matrix of all rows, which are few.
         passes: Passes over the data of the sketch otherwise.
-        tolerance: Share of the loss curvature that a sketch may drop; all else drops no more than rounding does.
+        tolerance: Share of the loss curvature that a sketch may drop; the factors and
+            diagonals of the others drop the root of the rounding error.
         rows_bytes: Memory for all rows, where they are few.
         key: Random key.
 
@@ -72,7 +70,7 @@ def fit_kronecker(
     """
     layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
     if structure != "kron_lowrank":
-        tolerance = float(jnp.finfo(source.dtype).eps)
+        tolerance = float(jnp.finfo(source.dtype).eps) ** 0.5
     elif exact:
         tolerance = 0.0
     if structure != "kron_lowrank":
@@ -124,22 +122,11 @@ def _with_rest(blocks: BlockDiagonal, low: Any, diagonal: Float[Array, " P"]) ->
 
 def _factors(source: Source, layers: Layers, tolerance: float, *, own_biases: bool) -> tuple[BlockDiagonal, DataSums]:
     """One pass for the factors of all matrices, and the blocks of all else."""
-    layout, step = layers.layout, AddFactors(layers)
-    stream = source.rows(tolerance, part="factors")
-    grams: list[Array] = []
-
-    def add_inputs(batch: Batch, count: int) -> None:
-        if stream.batches_read == 1:  # a pass that begins, or begins anew since its data are others than a state's
-            zero = [jnp.zeros((slot.shape[1],) * 2, source.dtype) for slot in layout.factored]
-            grams[:] = on_device_of(source.params, zero)
-        width = evenly(batch_size(batch), plan_inputs(source.model_fn, source.params, batch, layout=layout))
-        for start, piece in enumerate(pieces(batch, width)):
-            some = jnp.asarray(min(max(count - start * width, 0), width))
-            grams[:] = _add_inputs(grams, source.model_fn, source.params, piece.input, some, layout)
-
-    lefts = stream.fold(step, step.start(source.dtype), None, push=PushFactored(layout), on_batch=add_inputs)
+    visit = AddFactors(layers)
+    stream = source.pulls(tolerance, "both factors")
+    lefts, grams = stream.fold(visit, visit.start(source.dtype))
     samples, biases = stream.sums.samples, {} if own_biases else dict(layers.biases)
-    sides = {s.leaf: (a, samples * s.vectors) for s, a in zip(layout.factored, grams, strict=True)}
+    sides = {s.leaf: (a, samples * s.vectors) for s, a in zip(layers.layout.factored, grams, strict=True)}
     eigen = {leaf: _eigh(lefts[leaf]) for leaf in range(len(lefts)) if lefts[leaf].ndim == 2 and leaf not in biases}
     parts: list[Any] = []
     for leaf, total in enumerate(lefts):
@@ -151,21 +138,6 @@ def _factors(source: Source, layers: Layers, tolerance: float, *, own_biases: bo
         else:
             parts.append(Diagonal(total))
     return BlockDiagonal(tuple(parts)), stream.sums
-
-
-@cached_by_shape
-def plan_inputs(model_fn: ModelFn, params: Params, batch: Batch, *, layout: Layout) -> int:
-    """Examples whose vectors are held at once."""
-    example = example_shapes(batch.input)
-    written = sum(4 * slot.vectors * slot.shape[1] for slot in layout.factored)
-    return max(1, _INPUT_BYTES // max(1, forward_cost(model_fn, params, example).bytes + written))
-
-
-@partial(jax.jit, static_argnums=5, donate_argnums=0)
-def _add_inputs(
-    grams: list[Array], model_fn: ModelFn, params: Params, inputs: Any, count: Array, layout: Layout
-) -> list[Array]:
-    return [total + new for total, new in zip(grams, input_grams(model_fn, params, inputs, count, layout), strict=True)]
 
 
 def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array, "N N"]]:
@@ -188,15 +160,17 @@ def _rotated(
     example = example_shapes(source.passes.peek().input)
     layout = rotated_layout(source.model_fn, source.params, example, kronecker=kronecker_leaves(blocks))
     coordinates = Coordinates.of(Projection(blocks, None, None, None), layout)
-    zero = layout.split(jnp.zeros((1, get_size(source.params)), source.dtype))
-    cut = None if vectors is None else layout.split(vectors)
+    visit = AddRotated(layout, vectors is not None)
+    cut = None if vectors is None else visit.cut.split(vectors)
+    zero = visit.cut.split(jnp.zeros((1, get_size(source.params)), source.dtype))
     start = (None if cut is None else jax.tree.map(jnp.zeros_like, cut), zero)
-    stream = source.rows(tolerance, repeated=repeated, part="diagonal")
-    image, diagonal = stream.fold(add_rotated, start, (coordinates, cut), push=PushFactored(layout))
-    return layout.join(diagonal)[0], None if image is None else layout.join(image), stream.sums
+    stream = source.pulls(tolerance, "turned", repeated=repeated)
+    image, diagonal = stream.fold(visit, start, (coordinates, cut))
+    joined = None if image is None else visit.cut.join(image)
+    return visit.cut.join(diagonal)[0], joined, stream.sums
 
 
 @cached_by_shape
 def rotated_layout(model_fn: ModelFn, params: Params, example: Any, *, kronecker: tuple[bool, ...] | None) -> Layout:
-    """Which leaves of a single row stay in factors while it is rotated."""
-    return find_layout(model_fn, params, example, worth_rotating(kronecker, rows=1))
+    """Which leaves of an example's rows stay in factors while they are rotated."""
+    return find_layout(model_fn, params, example, worth_rotating(kronecker))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jax_core.gradients.factored import Layout, Slot
 from jax_core.gradients.jacobians import find_layout
@@ -63,26 +62,3 @@ def find_layers(model_fn: ModelFn, params: Params, example: Any) -> Layers:
 
 def _unchanged(product: Product) -> Array:
     return product.result
-
-
-def input_grams(
-    model_fn: ModelFn, params: Params, inputs: Any, count: Int[Array, ""], layout: Layout
-) -> tuple[Float[Array, "I I"], ...]:
-    r"""$\sum_{ns} x_{ns} x_{ns}^\top$ of the vectors that each matrix meets, over ``count`` examples. Traceable."""
-
-    def one(x: Any) -> list[Array]:
-        vectors: dict[int, Array] = {}
-
-        def keep(product: Product) -> Array:
-            vectors[product.leaf] = product.vectors()
-            return product.result
-
-        run_watched(model_fn, params, x, {slot.leaf for slot in layout.factored}, keep)
-        return [vectors[slot.leaf] for slot in layout.factored]
-
-    def gram(vectors: Float[Array, "B S I"]) -> Float[Array, "I I"]:
-        counted = jnp.arange(len(vectors)) < count
-        flat = jnp.where(counted[:, None, None], vectors, 0.0).reshape(-1, vectors.shape[-1])
-        return flat.T @ flat
-
-    return tuple(gram(vectors) for vectors in jax.vmap(one)(inputs))

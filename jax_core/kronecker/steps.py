@@ -1,73 +1,98 @@
-"""What one block of rows adds, as steps of a pass over the data; each is known by its value, and so is its program."""
+"""What a pass does with the rows of examples; each is known by its value, and so are its programs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from jax_core.gradients.factored import FactoredRows, Layout, Parts
-from jax_core.gradients.jacobians import factored_gradients
 from jax_core.gradients.rotated import Coordinates, squares
-from jax_core.gradients.rows import Rows
 from jax_core.kronecker.layers import Layers
-from jax_core.types import ModelFn, Params
 
-
-@dataclass(frozen=True)
-class PushFactored:
-    """Rows of the curvature as gradients in a layout, ``(R, 1, ...)``."""
-
-    layout: Layout
-
-    def __call__(self, model_fn: ModelFn, params: Params, rows: Rows, chunk: int) -> FactoredRows:
-        """The gradients of a block, ``chunk`` rows at a time. Traceable."""
-        total = rows.cotangent.shape[0]
-        if total <= chunk:
-            return factored_gradients(model_fn, params, rows.input, rows.cotangent, self.layout)
-        pieces = jax.tree.map(lambda leaf: leaf.reshape(total // chunk, chunk, *leaf.shape[1:]), rows)
-        found = jax.lax.map(
-            lambda piece: factored_gradients(model_fn, params, piece.input, piece.cotangent, self.layout), pieces
-        )
-        return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), found)
+Sides: TypeAlias = tuple[list[Array], list[Array]]
+"""Sums of cotangents in the order of leaves, and of vectors in that of the factored ones."""
 
 
 @dataclass(frozen=True)
 class AddFactors:
-    r"""For each matrix $\sum_s \bar y_s \bar y_s^\top$, for any other leaf its block, or the block's diagonal."""
+    r"""$\sum_s \bar y_s \bar y_s^\top$ and $\sum_s x_s x_s^\top$ of each matrix, else the block or its diagonal."""
 
     layers: Layers
 
-    def start(self, dtype: Any) -> list[Array]:
-        """Zeros, in the order of leaves."""
-        outs = {slot.leaf: slot.shape[0] for slot in self.layers.layout.factored}
+    @property
+    def layout(self) -> Layout:
+        """Matrices in factors."""
+        return self.layers.layout
+
+    def start(self, dtype: Any) -> Sides:
+        """Zeros."""
+        outs = {slot.leaf: slot.shape[0] for slot in self.layout.factored}
         sides = [(outs.get(slot.leaf, slot.size), slot) for slot in self.layers.slots]
         written = [slot.leaf in outs or self.layers.is_dense(slot) for slot in self.layers.slots]
-        return [jnp.zeros((n, n) if w else n, dtype) for (n, _), w in zip(sides, written, strict=True)]
+        left = [jnp.zeros((n, n) if w else n, dtype) for (n, _), w in zip(sides, written, strict=True)]
+        return left, [jnp.zeros((slot.shape[1],) * 2, dtype) for slot in self.layout.factored]
 
-    def __call__(self, carry: list[Array], rows: FactoredRows, extra: None) -> list[Array]:
-        """The factors with a block's added."""
+    def share(self, carry: Sides, extra: None, right: list[Array], counted: Bool[Array, " B"]) -> tuple[Sides, None]:
+        """The vectors' share, which counts each example once, whatever its rows."""
+        lefts, grams = carry
+        flat = [jnp.where(counted[:, None, None], part, 0.0).reshape(-1, part.shape[-1]) for part in right]
+        return (lefts, [total + part.T @ part for total, part in zip(grams, flat, strict=True)]), None
+
+    def add(self, carry: Sides, extra: None, shared: None, plain: Array, left: list[Array]) -> Sides:
+        """The cotangents' share."""
+        lefts, grams = carry
         added, start = {}, 0
-        for slot in rows.layout.plain:
-            own = rows.plain[..., start : start + slot.size].reshape(-1, slot.size)
+        for slot in self.layout.plain:
+            own = plain[:, start : start + slot.size]
             added[slot.leaf] = own.T @ own if self.layers.is_dense(slot) else jnp.square(own).sum(0)
             start += slot.size
-        for slot, left in zip(rows.layout.factored, rows.left, strict=True):
-            own = left.reshape(-1, left.shape[-1])
+        for slot, part in zip(self.layout.factored, left, strict=True):
+            own = part.reshape(-1, part.shape[-1])
             added[slot.leaf] = own.T @ own
-        return [total + added[leaf] for leaf, total in enumerate(carry)]
+        return [total + added[leaf] for leaf, total in enumerate(lefts)], grams
 
 
-def add_rotated(
-    carry: tuple[Parts | None, Parts], rows: FactoredRows, extra: tuple[Coordinates, Parts | None]
-) -> tuple[Parts | None, Parts]:
-    """In rotated coordinates, the products with a block of vectors, and the diagonal."""
-    (image, diagonal), (coordinates, vectors) = carry, extra
-    turned = coordinates.rotate(rows)
-    diagonal = jax.tree.map(jnp.add, diagonal, squares(turned))
-    if image is None or vectors is None:
-        return image, diagonal
-    return turned.add_back(image, turned.times_rows(vectors)), diagonal
+@dataclass(frozen=True)
+class AddRotated:
+    """In rotated coordinates, the products with a block of vectors, and the diagonal.
+
+    Attributes:
+        layout: How rows are rotated.
+        meets: Whether there are vectors. Rows that meet them are written out before, where a matrix has several inputs.
+    """
+
+    layout: Layout
+    meets: bool
+
+    @property
+    def cut(self) -> Layout:
+        """How products and diagonal are cut."""
+        return self.layout.written if self.meets else self.layout
+
+    def share(
+        self, carry: Any, extra: tuple[Coordinates, Parts | None], right: list[Array], counted: Array
+    ) -> tuple[Any, tuple[Array, ...]]:
+        """The vectors turned."""
+        return carry, extra[0].rotate_right(right)
+
+    def add(
+        self,
+        carry: tuple[Parts | None, Parts],
+        extra: tuple[Coordinates, Parts | None],
+        shared: tuple[Array, ...],
+        plain: Array,
+        left: list[Array],
+    ) -> tuple[Parts | None, Parts]:
+        """The rows' share of both."""
+        (image, diagonal), (coordinates, vectors) = carry, extra
+        cotangents = tuple(part[:, None] for part in coordinates.rotate_left(left))  # (B, 1, S, O)
+        turned = FactoredRows(coordinates.rotate_plain(plain, self.layout)[:, None], cotangents, shared, self.layout)
+        turned = turned.written() if self.meets else turned
+        diagonal = jax.tree.map(jnp.add, diagonal, squares(turned))
+        if image is None or vectors is None:
+            return image, diagonal
+        return turned.add_back(image, turned.times_rows(vectors)), diagonal

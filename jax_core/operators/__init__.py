@@ -8,20 +8,25 @@ from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.projection import Projection
-from jax_core.operators.protocol import Operator, logdet
+from jax_core.operators.protocol import Covariance, Operator, logdet
+from jax_core.operators.rooted import Rooted
 from jax_core.operators.spectral import Spectral
+from jax_core.operators.symmetric import Symmetric
 from jax_core.operators.whiten import whiten
 
 __all__ = [
     "BlockDiagonal",
     "BlockLowRank",
+    "Covariance",
     "Dense",
     "Diagonal",
     "Kronecker",
     "LowRank",
     "Operator",
     "Projection",
+    "Rooted",
     "Spectral",
+    "Symmetric",
     "add",
     "logdet",
     "whiten",

@@ -15,6 +15,7 @@ from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
+from jax_core.operators.symmetric import Symmetric
 from jax_core.xla.precision import full_precision
 
 Self = TypeVar("Self", bound=Operator)
@@ -35,8 +36,10 @@ def add(first: Operator, second: Operator) -> Operator:
         TypeError: For two structures that differ.
     """
     match first, second:
+        case Symmetric(), Symmetric():
+            return Symmetric.from_matrix(first.matrix() + second.matrix())
         case Dense(), Dense():
-            return Dense.from_matrix(as_matrix(first) + as_matrix(second))
+            return Dense.from_matrix(first.matrix() + second.matrix())
         case Diagonal(), Diagonal():
             return Diagonal(first.diagonal + second.diagonal)
         case LowRank(), LowRank():
@@ -48,12 +51,6 @@ def add(first: Operator, second: Operator) -> Operator:
     raise TypeError(
         f"Curvatures of {type(first).__name__} and {type(second).__name__} have no sum. Fit both in one structure."
     )
-
-
-@jax.jit
-def as_matrix(operator: Operator) -> Float[Array, "P P"]:
-    """The operator written out."""
-    return jax.vmap(operator.mv)(jnp.eye(operator.size, dtype=jax.tree.leaves(operator)[0].dtype))
 
 
 @jax.jit

@@ -12,8 +12,8 @@ Self = TypeVar("Self", bound="Operator")
 
 
 @runtime_checkable
-class Operator(Protocol):
-    """A symmetric positive semi-definite matrix with a known inverse and determinant."""
+class Covariance(Protocol):
+    """A symmetric positive semi-definite matrix with known products, an inverse of an operator for instance."""
 
     @property
     def size(self) -> int:
@@ -23,6 +23,23 @@ class Operator(Protocol):
     def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         """Product with a vector."""
         ...
+
+    def entries(self) -> Float[Array, " P"]:
+        """The diagonal."""
+        ...
+
+    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
+        """``rows A rows^T``."""
+        ...
+
+    def projection(self) -> Projection:
+        """What rows have to be multiplied with for :meth:`quadratic`."""
+        ...
+
+
+@runtime_checkable
+class Operator(Covariance, Protocol):
+    """A symmetric positive semi-definite matrix with a known inverse and determinant."""
 
     def shift(self: Self, alpha: Any) -> Self:
         """The operator plus ``alpha`` times the identity."""
@@ -40,15 +57,7 @@ class Operator(Protocol):
         """Sum of the eigenvalues."""
         ...
 
-    def entries(self) -> Float[Array, " P"]:
-        """The diagonal."""
-        ...
-
-    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
-        """``rows A rows^T``."""
-        ...
-
-    def inverse(self: Self) -> Self:
+    def inverse(self) -> Covariance:
         """The inverse, of a positive definite operator."""
         ...
 
@@ -62,10 +71,6 @@ class Operator(Protocol):
 
     def log1p_det(self) -> Float[Array, ""]:
         r"""$\log\det(I + A)$."""
-        ...
-
-    def projection(self) -> Projection:
-        """What rows have to be multiplied with for :meth:`quadratic`."""
         ...
 
 

@@ -16,6 +16,7 @@ from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
+from jax_core.operators.symmetric import Symmetric
 from jax_core.xla.precision import full_precision
 
 
@@ -41,6 +42,11 @@ def _(operator: Diagonal, root: Array) -> Diagonal:
 @_scale_both_sides.register
 def _(operator: Dense, root: Array) -> Dense:
     return Dense.from_matrix(operator.matrix() * root[:, None] * root[None, :])
+
+
+@_scale_both_sides.register
+def _(operator: Symmetric, root: Array) -> Symmetric:
+    return Symmetric.from_matrix(operator.matrix() * root[:, None] * root[None, :])
 
 
 @_scale_both_sides.register

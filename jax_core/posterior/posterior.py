@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_core.data.trees import flattener
 from jax_core.gradients.subspace import Subspace
-from jax_core.operators import Operator, Projection, whiten
+from jax_core.operators import Covariance, Operator, Projection, Rooted, Symmetric, whiten
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.types import Params
 
@@ -48,14 +48,14 @@ class Posterior(ShortRepr):
         return self.relative_curvature.size
 
     @property
-    def _inverse(self) -> Operator:
+    def _inverse(self) -> Covariance:
         """$(M + I)^{-1}$; remembered, but within a program, to whose trace it belongs."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.relative_curvature)):
             return self.relative_curvature.shift(1.0).inverse()
         return self._kept_inverse
 
     @cached_property
-    def _kept_inverse(self) -> Operator:
+    def _kept_inverse(self) -> Covariance:
         with jax.ensure_compile_time_eval():
             return self.relative_curvature.shift(1.0).inverse()
 
@@ -89,7 +89,13 @@ class Posterior(ShortRepr):
 
     def scale_flat(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
         r"""$S v$ on flat vectors with $S S^\top = \Sigma$."""
-        return jax.lax.rsqrt(self.prior_precision) * self.relative_curvature.shift(1.0).inverse_root_mv(vector)
+        if isinstance(self.relative_curvature, Symmetric):  # whose inverse is kept by a root
+            root = self._inverse
+            assert isinstance(root, Rooted)
+            turned = root.root_mv(vector)
+        else:
+            turned = self.relative_curvature.shift(1.0).inverse_root_mv(vector)
+        return jax.lax.rsqrt(self.prior_precision) * turned
 
     def scale_mv(self, vector: Params) -> Params:
         r"""$S v$ with $S S^\top = \Sigma$, $S = D^{-1/2} (M + I)^{-1/2}$ up to a rotation."""
@@ -143,7 +149,7 @@ class Posterior(ShortRepr):
         return None if basis is not None and [p.size for p in basis.parts] != sizes else Subspace(self.projection)
 
 
-def _quadratic(inverse: Operator, root: Array, rows: Array) -> Array:
+def _quadratic(inverse: Covariance, root: Array, rows: Array) -> Array:
     if jnp.ndim(root) == 0:  # products with the rows are then shared by all priors of a grid
         return inverse.quadratic(rows) * root**2
     return inverse.quadratic(rows * root)

@@ -14,7 +14,7 @@ import scipy.optimize
 from jaxtyping import Array, Float
 
 from jax_core.data.trees import flattener, get_size
-from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, LowRank, Operator
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, LowRank, Operator, Symmetric
 from jax_core.posterior import prior_vector
 from jax_core.tuning.grouped import GroupedSpectrum
 from jax_core.tuning.tuned import Tuned
@@ -34,7 +34,7 @@ def spectrum(operator: Operator) -> np.ndarray:
     match operator:
         case LowRank():
             return np.asarray(operator.s, np.float64)
-        case Dense():
+        case Dense() | Symmetric():
             return np.asarray(operator.eigenvalues, np.float64)
         case Diagonal():
             return np.asarray(operator.diagonal, np.float64)
@@ -134,6 +134,13 @@ def _(operator: Diagonal, variance: Array) -> Array:
 def _(operator: Dense, variance: Array) -> Array:
     # rounding leaves a singular matrix with eigenvalues just below zero
     return _small_log_det(operator.eigenvectors * jnp.sqrt(jnp.maximum(operator.eigenvalues, 0.0)), variance)
+
+
+@_log_det_ratio.register
+def _(operator: Symmetric, variance: Array) -> Array:
+    root = jnp.sqrt(variance)
+    relative = root[:, None] * operator.matrix() * root
+    return jnp.linalg.slogdet(relative + jnp.eye(operator.size, dtype=relative.dtype))[1]
 
 
 @_log_det_ratio.register

@@ -22,7 +22,7 @@ from jax_core.evaluation import (
 from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected, map_rotated
 from jax_core.gradients.subspace import Subspace
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from jax_core.operators import LowRank, Operator, Projection
+from jax_core.operators import Dense, LowRank, Operator, Projection, Symmetric
 from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
 from jax_core.predictive import GaussianOutputs
@@ -55,9 +55,14 @@ def predictions_on_grid(
         along = Partial(covariances, as_jit_argument(finish))
         prepare = partial(GroupedGrid.of, grid)
         return map_rotated(model_fn, mean, Subspace(curvature.projection()), prepare, along)
+    if isinstance(curvature, Symmetric):  # one decomposition for the whole grid
+        curvature = curvature.eigenpairs
     last = Partial(_on_grid, as_jit_argument(finish), curvature, grid)
     if isinstance(curvature, LowRank):
         raw = Projection(None, jnp.ones((), grid.dtype), curvature.U, jnp.ones(curvature.rank, grid.dtype))
+        return map_projected(model_fn, mean, Subspace(raw), last)
+    if isinstance(curvature, Dense):
+        raw = Projection(None, None, curvature.eigenvectors, jnp.ones(curvature.size, grid.dtype))
         return map_projected(model_fn, mean, Subspace(raw), last)
     return map_jacobians(model_fn, mean, last)
 
@@ -66,9 +71,9 @@ def _on_grid(finish: Any, curvature: Operator, grid: Array, outputs: Array, rows
     def at(precision: Array) -> Any:
         posterior = Posterior.create(None, curvature, precision)  # the covariance of outputs needs no mean
         if isinstance(rows, ProjectedJacobians):
-            found = posterior.projection  # its columns are those that the rows have met, its weight a number
-            assert found.weights is not None and rows.gram is not None
-            return finish(GaussianOutputs(outputs, combine(found.values, rows.inner, found.weights * rows.gram)))
+            found = posterior.projection  # its columns are those that the rows have met, its weight a number or none
+            gram = None if found.weights is None or rows.gram is None else found.weights * rows.gram
+            return finish(GaussianOutputs(outputs, combine(found.values, rows.inner, gram)))
         return finish(GaussianOutputs(outputs, posterior.output_covariance(rows)))
 
     return jax.vmap(at, out_axes=1)(grid)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_core.operators import Operator
+from jax_core.operators import Operator, Symmetric
 from jax_core.posterior import Posterior
 from jax_core.tuning.families import Family
 from jax_core.tuning.marginals import Marginals
@@ -30,6 +30,8 @@ _STEP = 0.05  # of log tau
 
 def effective_parameters(curvature: Operator, precision: float) -> float:
     r"""$\gamma = \sum_i \tfrac{s_i}{s_i + \tau}$, the slope of the log-determinant in $\log\tau$."""
+    if isinstance(curvature, Symmetric):  # one decomposition, which a search will want too
+        curvature = curvature.eigenpairs
 
     def log_det(shift: float) -> float:
         tau = jnp.asarray(precision * np.exp(shift), jnp.result_type(float))

@@ -34,6 +34,7 @@ def test_loaded_posterior_is_the_saved_one(tmp_path, structure, prior):
     torch.testing.assert_close(loaded(x), fitted(x))
     torch.testing.assert_close(loaded.log_marginal_likelihood(), fitted.log_marginal_likelihood())
     assert loaded.plan == fitted.plan and loaded.fitted.num_total_samples == 100
+    assert loaded.fitted.trace == fitted.fitted.trace and loaded.fitted.left_out == fitted.fitted.left_out
     with pytest.raises(ValueError, match=r"read from a file.*val_loader="):
         loaded.optimize_prior_precision()
     loaded.optimize_prior_precision("marglik")

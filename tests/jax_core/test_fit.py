@@ -62,7 +62,7 @@ def test_full_is_the_dense_ggn_and_diag_its_diagonal(x64, case, loss):
     np.testing.assert_allclose(matrix(full.curvature), expected, atol=1e-10)
     np.testing.assert_allclose(diag.curvature.diagonal, jnp.diagonal(expected), atol=1e-10)
     assert full.plan is diag.plan is None
-    assert (full.curvature.eigenvalues >= 0).all()
+    assert (full.curvature.eigenvalues >= 0).all()  # rounding below zero is dropped
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -180,6 +180,22 @@ def test_log_likelihood_is_the_sum_over_the_data(x64, structure, loss):
 def test_fit_does_not_depend_on_the_batches(x64, method, batch):
     found, whole = (fit(mlp, "mse", method=method, rank=30, batch=size).curvature for size in (batch, 4))
     np.testing.assert_allclose(matrix(found), matrix(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"method": "gram"}, {"method": "nystrom"}, {"structure": "full"}])
+def test_the_trace_of_the_whole_curvature_comes_with_a_pass(x64, monkeypatch, options):
+    by_products(monkeypatch, "rows")
+    expected = float(jnp.trace(wide(mlp, "mse")[2]))
+    found = fit(mlp, "mse", rank=20, total=90, **options)
+    assert found.trace == pytest.approx(10 * expected, rel=1e-10)
+    share = 1 - float(found.curvature.trace()) / (10 * expected)
+    assert found.left_out == pytest.approx(max(share, 0), abs=1e-9)
+
+
+def test_a_small_rank_is_warned_of_and_products_tell_no_trace(x64):
+    with pytest.warns(UserWarning, match="Rank 1 leaves out"):
+        fit(mlp, "mse", method="gram", rank=1)
+    assert fit(mlp, "mse", method="lanczos", rank=3).left_out is None
 
 
 @pytest.mark.parametrize("rank", [0, 52, -1])

@@ -15,6 +15,7 @@ from jax_core.operators import (
     Kronecker,
     LowRank,
     Operator,
+    Symmetric,
     logdet,
     whiten,
 )
@@ -30,6 +31,9 @@ def make(kind: str, size: int = 7, rank: int = 3) -> tuple[Operator, jax.Array]:
     if kind == "dense":
         root = jax.random.normal(key, (size, size))
         return Dense.from_matrix(root @ root.T), root @ root.T
+    if kind == "symmetric":
+        root = jax.random.normal(key, (size, size))
+        return Symmetric.from_matrix(root @ root.T / 2).rescale(2.0), root @ root.T
     if kind == "kronecker":
         return kronecker(key, size, rank)
     if kind == "blocks":
@@ -79,7 +83,7 @@ def within_blocks(operator: Operator) -> np.ndarray:
     return np.roll(np.arange(operator.size), 1)
 
 
-SPECTRAL = ("diagonal", "dense", "low_rank", "kronecker", "blocks")
+SPECTRAL = ("diagonal", "dense", "symmetric", "low_rank", "kronecker", "blocks")
 KINDS = (*SPECTRAL, "block_low_rank")
 
 

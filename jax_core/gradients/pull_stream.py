@@ -1,0 +1,209 @@
+"""One pass over a loader as rows of a curvature, several for each example from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_core.curvature.data_sums import DataSums, evaluate
+from jax_core.curvature.fold import is_same_data, like_carry
+from jax_core.curvature.stream import Stream
+from jax_core.data.batches import KnownSizes, batch_size, padded
+from jax_core.data.checkpoint import Checkpoint, Saved
+from jax_core.data.passes import LoaderPasses
+from jax_core.data.trees import on_device_of
+from jax_core.gradients.factored import Layout
+from jax_core.gradients.pullbacks import Pullbacks, linearize
+from jax_core.gradients.rows import loss_rows
+from jax_core.likelihoods import Likelihood
+from jax_core.types import ModelFn, Params
+from jax_core.xla.backend import platform
+from jax_core.xla.chunks import example_shapes, forward_cost
+from jax_core.xla.compiled import cached_by_shape
+
+Carry = TypeVar("Carry")
+
+_ACTIVATIONS = 32 * 2**20  # behind a chunk of examples
+_GRADIENTS = 24 * 2**20  # of one row of each, below the cliff of xla/chunks.py
+_CHUNK = 128  # examples
+_POOL = 8  # chunks whose examples are sorted by their numbers of rows
+
+
+class Visit(Protocol):
+    """What a pass does with its rows: traceable, and known by its value, which identifies the compiled programs."""
+
+    @property
+    def layout(self) -> Layout:
+        """How rows are given."""
+        ...
+
+    def share(self, carry: Any, extra: Any, right: list[Array], counted: Array) -> tuple[Any, Any]:
+        """Once for each chunk: the carry, and what all rows of an example share.
+
+        Args:
+            carry: Before.
+            extra: Arrays that every step needs.
+            right: The vectors ``(B, S, I)`` of each factored leaf.
+            counted: Which examples count, ``(B,)``; the rest pads the chunk.
+        """
+        ...
+
+    def add(self, carry: Any, extra: Any, shared: Any, plain: Array, left: list[Array]) -> Any:
+        """The carry with one row of each example, written out ``(B, Q)`` and as cotangents ``(B, S, O)``."""
+        ...
+
+
+class Chunk(NamedTuple):
+    """Examples, how many of them count, and their rows, the first of each before the second; a missing one is zero."""
+
+    input: Any
+    counted: int
+    cotangents: Float[np.ndarray, "K B *output"]
+
+
+class PullStream(Stream):
+    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.gradients.rows`), example by example, unscaled.
+
+    Attributes:
+        sums: What the latest pass added up.
+    """
+
+    def __init__(
+        self,
+        model_fn: ModelFn,
+        params: Params,
+        likelihood: Likelihood,
+        passes: LoaderPasses,
+        *,
+        tolerance: float,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Bind a model and its loss to a loader.
+
+        Args:
+            model_fn: As of every stream, like the next three.
+            params: Where to linearise.
+            likelihood: The loss.
+            passes: The data.
+            tolerance: Largest share of the loss curvature that may be dropped, per batch.
+            checkpoint: Where the carry of :meth:`fold` is kept.
+        """
+        super().__init__(model_fn, params, likelihood, passes, checkpoint=checkpoint)
+        self.tolerance = tolerance
+        self.sums, self._read = DataSums(), 0
+
+    def fold(self, visit: Visit, start: Carry, extra: Any = None) -> Carry:
+        """One pass, the carry updated in place; the buffers of the first are given up."""
+        saved = None if self._checkpoint is None else self._checkpoint.latest()
+        return self._fold(visit, start, extra, saved)
+
+    def _fold(self, visit: Visit, start: Carry, extra: Any, saved: Saved | None) -> Carry:
+        # a copy, since the first step gives up the carry's buffers, and the pass may have to start anew
+        begun = start if saved is None else like_carry(jax.tree.map(jnp.copy, start), saved.arrays)
+        carry, extra = on_device_of(self.params, (begun, extra))
+        done = 0
+        for chunk in self._chunks(visit.layout):
+            done += 1
+            if saved is not None and done <= saved.done:  # its rows are found again, and not pulled back
+                if done == saved.done and not is_same_data(saved, self._mark()):
+                    return self._fold(visit, start, extra, None)
+                continue
+            count = jnp.asarray(chunk.counted)
+            carry, pulls, shared = _begin(visit, carry, extra, self.model_fn, self.params, chunk.input, count)
+            for cotangents in chunk.cotangents:
+                carry = _advance(visit, carry, extra, pulls, shared, cotangents)
+            if self._checkpoint is not None:
+                self._checkpoint.offer([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
+        if self._checkpoint is not None:
+            self._checkpoint.save([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
+        return carry
+
+    def _mark(self) -> tuple[int, ...]:
+        """What identifies the batches that were read so far in this pass."""
+        return self._read, *self.passes.mark(self._read)
+
+    def _chunks(self, layout: Layout) -> Iterator[Chunk]:
+        self.sums, known, pool, size = DataSums(), KnownSizes(), Pool(), 0
+        for number, batch in enumerate(self.passes.with_progress("Curvature")):
+            count = batch_size(batch)
+            size = size or plan_chunk(self.model_fn, self.params, example_shapes(batch.input), layout=layout)
+            whole = padded(batch, known.fit(count) - count)
+            outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))
+            self.sums.add(data, number)
+            self._read = number + 1
+            rows = loss_rows(self.likelihood, outputs, whole.target, self.tolerance, count)
+            pool.add(batch.input, count, *rows)
+            if pool.count >= _POOL * size:
+                yield from pool.chunks(size)
+                pool = Pool()
+        if pool.count:
+            yield from pool.chunks(size)
+
+
+class Pool:
+    """Examples with their rows, to be cut into chunks of examples that have about as many."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.count = 0
+        self._inputs: list[Any] = []
+        self._samples: list[Int[np.ndarray, " R"]] = []
+        self._cotangents: list[np.ndarray] = []
+
+    def add(self, inputs: Any, count: int, sample: Int[np.ndarray, " R"], cotangents: np.ndarray) -> None:
+        """A batch, and the rows of its examples, in the order of these."""
+        self._inputs.append(jax.tree.map(np.asarray, inputs))
+        self._samples.append(sample + self.count)
+        self._cotangents.append(cotangents)
+        self.count += count
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """All of them, those with the most rows first."""
+        sample, rows = np.concatenate(self._samples), np.concatenate(self._cotangents)
+        numbers = np.bincount(sample, minlength=self.count)
+        nth = np.arange(len(sample)) - (np.cumsum(numbers) - numbers)[sample]  # row of its example
+        inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._inputs)
+        order = np.argsort(-numbers, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(self.count)
+        for start in range(0, self.count, size):
+            chosen = order[start : start + size]
+            mine = (place[sample] >= start) & (place[sample] < start + size)
+            # padded by repetition: a zero image may be outside a network's domain (a normalisation by zero)
+            whole = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+            found = np.zeros((numbers[chosen].max(), size, *rows.shape[1:]), rows.dtype)
+            found[nth[mine], place[sample[mine]] - start] = rows[mine]
+            yield Chunk(jax.tree.map(lambda leaf, at=whole: leaf[at], inputs), len(chosen), found)
+
+
+@cached_by_shape
+def plan_chunk(model_fn: ModelFn, params: Params, example: Any, *, layout: Layout) -> int:
+    """Examples that are linearised at once."""
+    vectors = sum(slot.vectors * slot.size // slot.shape[0] for slot in layout.factored)
+    forward = max(1, forward_cost(model_fn, params, example).bytes)
+    row = max(1, 4 * (layout.row_size + vectors))
+    if platform() != "cpu":
+        return max(1, min(4096, 2**30 // (forward + row)))
+    return max(1, min(_CHUNK, _ACTIVATIONS // forward, _GRADIENTS // row))
+
+
+@partial(jax.jit, static_argnames="visit", donate_argnames="carry")
+def _begin(
+    visit: Visit, carry: Any, extra: Any, model_fn: ModelFn, params: Params, inputs: Any, count: Array
+) -> tuple[Any, Pullbacks, Any]:
+    pulls, right = linearize(model_fn, params, inputs, visit.layout)
+    counted = jnp.arange(jax.tree.leaves(inputs)[0].shape[0]) < count
+    carry, shared = visit.share(carry, extra, right, counted)
+    return carry, pulls, shared
+
+
+@partial(jax.jit, static_argnames="visit", donate_argnames="carry")
+def _advance(visit: Visit, carry: Any, extra: Any, pulls: Pullbacks, shared: Any, cotangents: Array) -> Any:
+    plain, left = pulls(cotangents.reshape(len(cotangents), -1))
+    return visit.add(carry, extra, shared, plain, left)
