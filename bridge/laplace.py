@@ -10,7 +10,7 @@ import jax
 import torch
 from torch import nn
 
-from bridge.dataloader import ToBatch, tensors
+from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
 from bridge.keeping import KeptLaplace
 from bridge.losses import to_loss
@@ -263,7 +263,7 @@ class Laplace(KeptLaplace):
         fit, posterior = self.fit_result()
         key = jax.random.key(self.seed)
         request = Request(pred_type, link, samples, key, diagonal_output, self.logit_temperature)
-        batch = tensors(x)
+        batch = fit.template.taken_from(x)
         self.verify_on(batch)
         return predict(fit, posterior, batch, request)
 
@@ -285,7 +285,7 @@ class Laplace(KeptLaplace):
             ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
         """
         fit, posterior = self.fit_result()
-        batch = tensors(x)
+        batch = fit.template.taken_from(x)
         self.verify_on(batch)
         return distribution(fit, posterior, batch, joint=joint)
 
