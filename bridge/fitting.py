@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import torch
 from torch import nn
 
 from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
@@ -175,9 +176,15 @@ def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool
 
 
 def on_device(model: nn.Module, inputs: Any) -> Any:
-    """Inputs where the model is."""
+    """Inputs where the model is, as tensors that autograd takes: those made under inference_mode are copied."""
     device = device_of(model)
-    return jax.tree.map(lambda leaf: leaf.to(device), inputs)
+
+    def moved(leaf: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False):
+            there = leaf.to(device)
+            return there.clone() if there.is_inference() else there
+
+    return jax.tree.map(moved, inputs)
 
 
 def output_layout(model: nn.Module, inputs: Any, loss: Loss) -> OutputLayout:
