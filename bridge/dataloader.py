@@ -51,7 +51,7 @@ class BatchReader:
             TypeError: For anything else, or a mapping without the keys.
         """
         batch = as_torch_batch(given, self)
-        return batch if self.template is None else Batch(self.template.taken_from(batch.input), batch.target)
+        return batch if self.template is None else self.template.read(batch)
 
 
 def as_torch_batch(given: Any, how: BatchReader | None = None) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,8 @@ class FittedModel:
         subset: What is covered.
         look: What the trace depends on beside the weights; nothing for one that was made without data.
         seen: A batch or two of the data; none of a fit that was read from a file.
+        at_lengths: The same for sequences of other lengths, made as they are met.
+        token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.
     """
 
     traced: TracedModel
@@ -52,6 +54,8 @@ class FittedModel:
     subset: Subset
     look: tuple[Any, ...] = ()
     seen: tuple[Batch, ...] = ()
+    at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
+    token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def model_fn(self) -> OneExample:

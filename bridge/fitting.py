@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import torch
 from torch import nn
 
 from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
@@ -19,11 +18,12 @@ from bridge.dataloader import BatchReader, ToBatch, check_inputs, first_inputs, 
 from bridge.fitted_model import FittedModel
 from bridge.hyperparameters import Hyperparameters, Value
 from bridge.independence import output_shapes
+from bridge.lengths import to_one_length
 from bridge.losses import Loss, describe
 from bridge.one_example import OneExample
 from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
-from bridge.placement import compiling_for, device_of, place_of
+from bridge.placement import compiling_for, on_device, place_of
 from bridge.precision import in_float32
 from bridge.retrace import described, refreshed
 from bridge.subset import Subset, covering
@@ -54,6 +54,11 @@ class ReadOptions:
     progress: bool = True
     dict_key_x: str | None = None
     dict_key_y: str | None = None
+
+    @property
+    def budget(self) -> float:
+        """Bytes of batches that may be kept."""
+        return {"auto": self.cache_bytes, "memory": float("inf"), "none": 0}[self.cache]
 
     def reader(self, to_batch: ToBatch | None, template: InputTemplate | None = None) -> BatchReader:
         """What reads a batch of a loader."""
@@ -110,10 +115,11 @@ def _fit(
     checkpoint: str | Path | None,
     before: FittedModel | None = None,
 ) -> FittedModel:
-    first, loader = read_first(loader, reading.reader(to_batch))
+    reader = reading.reader(to_batch)
+    first, loader = read_first(loader, reader)
     network = in_float32(unwrap(model))
     inputs = on_device(network, in_float32(first_inputs(network, first.input)))
-    template = InputTemplate.of(inputs)
+    template, inputs, loader = to_one_length(network, inputs, loader, reader, reading.budget, loss.likelihood)
     subset = subset.found(network, inputs)
     order = ParameterOrder.of(model, subset.names(model))
     options.check(order.size)
@@ -173,18 +179,6 @@ def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool
     traced = trace(model, example, tracer=tracer, verify=verify)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)
-
-
-def on_device(model: nn.Module, inputs: Any) -> Any:
-    """Inputs where the model is, as tensors that autograd takes: those made under inference_mode are copied."""
-    device = device_of(model)
-
-    def moved(leaf: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(False):
-            there = leaf.to(device)
-            return there.clone() if there.is_inference() else there
-
-    return jax.tree.map(moved, inputs)
 
 
 def output_layout(model: nn.Module, inputs: Any, loss: Loss) -> OutputLayout:

@@ -260,12 +260,11 @@ class Laplace(KeptLaplace):
         one_of("pred_type", pred_type, PredictionType)
         samples = self.n_samples if n_samples is None else n_samples
         whole("n_samples", samples)
-        fit, posterior = self.fit_result()
+        _, posterior = self.fit_result()
         key = jax.random.key(self.seed)
         request = Request(pred_type, link, samples, key, diagonal_output, self.logit_temperature)
-        batch = fit.template.taken_from(x)
-        self.verify_on(batch)
-        return predict(fit, posterior, batch, request)
+        ready = self.ready_for(x)
+        return ready.shown(predict(ready.fit, posterior, ready.batch, request))
 
     def predictive_distribution(self, x: Any, *, joint: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and exact covariance of the linearised network's outputs (the logits, if it classifies).
@@ -284,10 +283,8 @@ class Laplace(KeptLaplace):
             RuntimeError: Before :meth:`fit`, or if the model's weights have changed since.
             ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
         """
-        fit, posterior = self.fit_result()
-        batch = fit.template.taken_from(x)
-        self.verify_on(batch)
-        return distribution(fit, posterior, batch, joint=joint)
+        ready, (_, posterior) = self.ready_for(x), self.fit_result()
+        return ready.shown(distribution(ready.fit, posterior, ready.batch, joint=joint))
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""

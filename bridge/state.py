@@ -7,6 +7,7 @@ from typing import Any
 
 from bridge import hyperparameters
 from bridge.against_torch import compare_outputs
+from bridge.at_length import Ready, ready_for
 from bridge.description import Description
 from bridge.fitting import FittedModel, with_noise
 from bridge.hyperparameters import Hyperparameters, in_core, per_parameter
@@ -105,6 +106,18 @@ class LaplaceState(Description):
 
     def _take_up(self) -> None:
         """Take up a posterior that is at hand only as bytes."""
+
+    def ready_for(self, x: Any) -> Ready:
+        """What a prediction for a batch of inputs is made with, as :func:`~bridge.at_length.ready_for` says.
+
+        Raises:
+            MismatchError: As :meth:`verify_on` does.
+        """
+        fit = self.fit_result()[0]
+        ready = ready_for(self.model, fit, x)
+        if ready.fit is fit:
+            self.verify_on(ready.batch)
+        return ready
 
     def verify_on(self, x: Any) -> None:
         """Compare a trace that was made without data with torch, on the first batch that it is to predict.

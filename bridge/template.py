@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from bridge.arguments import as_tensor, is_array
+from bridge.padding import Padding
+from jax_core.data.batches import Batch
 
 Kind = Literal["tensor", "tuple", "mapping", "one list", "one tuple", "one mapping"]
 _ONE: dict[type, Kind] = {list: "one list", tuple: "one tuple", dict: "one mapping"}
@@ -23,12 +25,14 @@ class InputTemplate:
         names: Of each tensor; its number where there is no keyword.
         shapes: Of each tensor, without the batch axis.
         dtypes: Of each tensor, as torch names them (``"float32"``).
+        padding: What fills shorter sequences up, where there is an attention mask.
     """
 
     kind: Kind
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    padding: Padding | None = None
 
     @classmethod
     def of(cls, inputs: Any) -> InputTemplate:
@@ -60,7 +64,8 @@ class InputTemplate:
     def of_record(cls, record: dict[str, Any]) -> InputTemplate:
         """From the lists that a file holds in the place of tuples."""
         shapes = tuple(tuple(shape) for shape in record["shapes"])
-        return cls(record["kind"], tuple(record["names"]), shapes, tuple(record["dtypes"]))
+        padding = Padding.of_record(record.get("padding"))  # files of earlier versions have none
+        return cls(record["kind"], tuple(record["names"]), shapes, tuple(record["dtypes"]), padding)
 
     def example(self, count: int = 2) -> Any:
         """A batch of made-up inputs in these shapes: small normal numbers, zeros where they are whole."""
@@ -92,7 +97,8 @@ class InputTemplate:
             ValueError: If an input is missing, or there are more than the model takes.
         """
         if self.kind in ("mapping", "one mapping"):
-            return self.nest(self._named(given))
+            one = self.kind == "one mapping" and isinstance(given, tuple) and len(given) == 1
+            return self.nest(self._named(given[0] if one else given))
         if isinstance(given, Mapping):
             raise TypeError(
                 f"The inputs are a mapping with {', '.join(map(repr, given))}, and the model was fitted with "
@@ -102,6 +108,13 @@ class InputTemplate:
             return self.nest(self._counted([as_tensor(given)]))
         arrays = [as_tensor(value) for value in given if is_array(value)]
         return self.nest(self._counted(arrays if len(arrays) == len(self.names) else list(map(as_tensor, given))))
+
+    def read(self, batch: Batch) -> Batch:
+        """A batch as the model takes it; targets per token are filled up as its inputs are."""
+        inputs = self.taken_from(batch.input)
+        if self.padding is None:
+            return Batch(inputs, batch.target)
+        return Batch(inputs, self.padding.filled_target(batch.target, self.padding.length_of(batch.input)))
 
     def _named(self, given: Any) -> list[torch.Tensor]:
         if not isinstance(given, Mapping):
@@ -117,7 +130,9 @@ class InputTemplate:
                 f"The inputs lack {missing[0]!r}, with which the model was fitted; they hold "
                 f"{', '.join(map(repr, given))}. Give it, or fit without it."
             )
-        return [as_tensor(given[name], f"Input {name!r} is") for name in self.names]
+        found = {name: as_tensor(given[name], f"Input {name!r} is") for name in self.names}
+        padding = self.padding
+        return [t if padding is None else padding.filled(name, t) for name, t in found.items()]
 
     def _counted(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         if len(tensors) != len(self.names):

@@ -71,11 +71,11 @@ def sentences(count=N, *, longest=7):
     return [" ".join(WORDS[i] for i in row[:n]) for row, n in zip(drawn, lengths, strict=True)]
 
 
-def encoded(labels=3, *, pad_to=8, batch=5):
-    """A loader as the Trainer makes it: the tokenizer's rows, padded by the collator."""
+def encoded(labels=3, *, pad_to=None, batch=5):
+    """A loader as the Trainer makes it: the tokenizer's rows, a batch padded to its longest, or all to one length."""
     of = tokenizer()
     rows = [{**of(text), "label": i % labels} for i, text in enumerate(sentences())]
-    collator = DataCollatorWithPadding(of, padding="max_length", max_length=pad_to)
+    collator = DataCollatorWithPadding(of, padding="max_length" if pad_to else True, max_length=pad_to)
     return DataLoader(rows, batch_size=batch, collate_fn=collator)
 
 
