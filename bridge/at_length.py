@@ -63,7 +63,7 @@ def ready_for(model: nn.Module, fit: FittedModel, x: Any) -> Ready:
         return Ready(there, batch)
     if size not in fit.token_axes:
         short = on_device(network, in_float32(_with_length(fit.template, own).taken_from(x)))
-        fit.token_axes[size] = check_padding(network, short, there.template.taken_from(short), fit.loss.likelihood)
+        fit.token_axes[size] = check_padding(network, short, there.template.taken_from(short))
     axis = fit.token_axes[size]
     return Ready(there, batch) if axis is None else Ready(there, batch, _cut(there.layout, axis, own))
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bridge.dataloader import BatchReader
-from bridge.padding import Padding, check_padding, longest
+from bridge.padding import Padding, check_padding, fill_of_targets, longest
 from bridge.placement import on_device
 from bridge.precision import in_float32
 from bridge.template import InputTemplate
@@ -49,8 +49,8 @@ def to_one_length(
     length = padding.length_of(shortest)
     if length is not None and length < padding.length:
         short = on_device(model, in_float32(template.taken_from(shortest)))
-        axis = check_padding(model, short, padded(padding).taken_from(short), likelihood)
+        axis = check_padding(model, short, padded(padding).taken_from(short))
         if axis is not None:
-            padding = dataclasses.replace(padding, target=getattr(likelihood, "ignore_index", None))
+            padding = dataclasses.replace(padding, target=fill_of_targets(likelihood))
     full = padded(padding)
     return full, full.taken_from(inputs), loader

@@ -31,7 +31,7 @@ class Padding:
     """Inputs along a sequence with an attention mask, and what fills shorter ones up.
 
     Attributes:
-        names: Of the inputs ``(B, L)``.
+        names: Of the inputs ``(B, L, ...)``.
         fills: What each is filled up with: the padding token, zero for the mask.
         length: That all batches of a fit have.
         target: What fills up targets per token; ``None`` where targets have no tokens.
@@ -52,10 +52,10 @@ class Padding:
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             return None
         shape = mask.shape
-        along = [n for n, t in held.items() if t.shape == shape and (n == MASK or not t.is_floating_point())]
+        along = [name for name, tensor in held.items() if tensor.shape[:2] == shape]
         token = _setting(model, "pad_token_id") or 0
         limit = _setting(model, "max_position_embeddings") or _setting(model, "n_positions")
-        fills = tuple(0 if name in _ZEROS else token for name in along)
+        fills = tuple(0 if name in _ZEROS or held[name].is_floating_point() else token for name in along)
         return cls(tuple(along), fills, shape[1], limit=limit)
 
     @classmethod
@@ -89,7 +89,8 @@ class Padding:
                 f"A batch holds sequences of {tensor.shape[1]} tokens, and the longest of the fit had {self.length}. "
                 f"{_REMEDY}"
             )
-        return F.pad(tensor, (0, missing), value=value) if missing else tensor
+        beside = (0, 0) * (tensor.ndim - 2)
+        return F.pad(tensor, (*beside, 0, missing), value=value) if missing else tensor
 
     def size_for(self, length: int) -> int:
         """The length of the program for sequences: a power of two, or the fit's own or the model's longest."""
@@ -124,11 +125,11 @@ def longest(loader: Iterable[Any], reader: Any, padding: Padding, budget: float)
     return replace(padding, length=most), loader if kept is None else kept, shortest
 
 
-def check_padding(model: nn.Module, short: Any, full: Any, likelihood: Likelihood) -> int | None:
+def check_padding(model: nn.Module, short: Any, full: Any) -> int | None:
     """The axis of the outputs along the tokens, ``None`` where they have none; the model looks past padding.
 
     Raises:
-        ValueError: If it does not, or the likelihood would count padded tokens.
+        ValueError: If it does not.
     """
     few = jax.tree.map(lambda leaf: leaf[:_SAMPLES], (short, full))
     with evaluating(model), torch.no_grad():
@@ -145,12 +146,21 @@ def check_padding(model: nn.Module, short: Any, full: Any, likelihood: Likelihoo
             f"Batches have sequences of several lengths, and padding them to one changes the model's outputs by "
             f"{error:.1e} of their size, although {MASK} is zero there: the model looks at padded tokens. {_REMEDY}"
         )
-    if axes and not (isinstance(likelihood, Categorical) and likelihood.ignore_index is not None):
-        raise ValueError(
-            "Batches have sequences of several lengths, and the outputs are per token: padded ones must not count. "
-            f"Use likelihood=jax_core.Categorical(ignore_index=-100). {_REMEDY}"
-        )
     return axes[0] if axes else None
+
+
+def fill_of_targets(likelihood: Likelihood) -> int:
+    """What marks a target per token as one that does not count.
+
+    Raises:
+        ValueError: If the likelihood counts all.
+    """
+    if isinstance(likelihood, Categorical) and likelihood.ignore_index is not None:
+        return likelihood.ignore_index
+    raise ValueError(
+        "Batches have sequences of several lengths, and the outputs are per token: padded ones must not count. Use "
+        f"likelihood=jax_core.Categorical(ignore_index=-100). {_REMEDY}"
+    )
 
 
 def _held(inputs: Any) -> Mapping[str, Any]:

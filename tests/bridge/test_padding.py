@@ -39,6 +39,13 @@ class Attending(nn.Module):
         return self.out((x * weights[..., None]).sum(1))
 
 
+class OfFeatures(Attending):
+    """Of features in the place of token ids, as of audio."""
+
+    def forward(self, values, attention_mask):
+        return super().forward((values[..., 0].round() % 20).long(), attention_mask)
+
+
 class Whole(Attending):
     def forward(self, batch):
         return super().forward(batch["input_ids"], batch["attention_mask"])
@@ -140,6 +147,17 @@ def test_a_loader_of_any_form_is_read_to_its_longest(form):
     la = Laplace(kind(), **how, cache="none" if form == "not kept" else "auto").fit(data)
     batch = alike(batches(seed=1)[0])
     torch.testing.assert_close(la(batch), usual()(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_features_along_a_sequence_are_filled_up_too():
+    data = [
+        {"values": batch["input_ids"][..., None].float().expand(-1, -1, 2), **alike(batch), "labels": batch["labels"]}
+        for batch in batches()
+    ]
+    for batch in data:
+        del batch["input_ids"]
+    la = fitted(kind=OfFeatures, data=data)
+    torch.testing.assert_close(la(data[0]), usual()(batches()[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_held_out_data_may_have_lengths_of_their_own():

@@ -85,3 +85,22 @@ def test_the_trainers_own_loader_fits(tmp_path):
     la = Laplace(model, subset_of_weights="last_layer", progress=False).fit(trainer.get_train_dataloader())
     assert la.fitted.num_samples == N
     assert la(next(iter(trainer.get_eval_dataloader(rows)))).shape[1:] == (3,)
+
+
+class OfWholeBatch(torch.nn.Module):
+    """As laplace-torch has its users wrap such a model: forward takes the whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.hf_model = bert()
+        self.hf_model.config.return_dict = False
+
+    def forward(self, data):
+        return self.hf_model(input_ids=data["input_ids"], attention_mask=data["attention_mask"])
+
+
+def test_a_wrapper_of_the_whole_batch_is_the_model_of_keywords():
+    how = {"subset_of_weights": "last_layer", "hessian_structure": "full", "progress": False}
+    wrapped, plain = Laplace(OfWholeBatch(), **how).fit(encoded()), Laplace(bert(), **how).fit(encoded())
+    batch = next(iter(encoded()))
+    torch.testing.assert_close(wrapped(batch), plain(batch), rtol=1e-4, atol=1e-5)
