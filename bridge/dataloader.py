@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-import torch
+from torch import nn
 
+from bridge.arguments import as_taken
+from bridge.template import InputTemplate
 from bridge.tensors import to_jax
 from jax_core.data.batches import Batch, as_batch
 from jax_core.data.passes import Cache, LoaderPasses, finite_or_raise
@@ -24,61 +27,100 @@ _TARGETS = ("target", "targets", "labels", "label", "y")
 _REMEDY = "Pass to_batch=, a function from what the loader yields to an (input, target) pair."
 
 
-def as_torch_batch(given: Any, to_batch: ToBatch | None = None) -> Batch:
+@dataclass(frozen=True)
+class BatchReader:
+    """From what a loader yields to inputs and targets.
+
+    Attributes:
+        to_batch: Makes a pair of anything that is none.
+        dict_key_x: Of a mapping, an input that must be there; by default none must.
+        dict_key_y: Of a mapping, the target, and everything else is the model's; by default ``labels``, ``label``,
+            ``target``, ``targets`` or ``y``, whichever it has, or ``target`` beside ``input``.
+        template: What the model takes of the inputs; before there is one, they stay as they are.
+    """
+
+    to_batch: ToBatch | None = None
+    dict_key_x: str | None = None
+    dict_key_y: str | None = None
+    template: InputTemplate | None = None
+
+    def __call__(self, given: Any) -> Batch:
+        """A pair; a longer tuple, its last entry the target; a mapping; or what ``to_batch`` makes one of these.
+
+        Raises:
+            TypeError: For anything else, or a mapping without the keys.
+        """
+        batch = as_torch_batch(given, self)
+        return batch if self.template is None else self.template.read(batch)
+
+
+def as_torch_batch(given: Any, how: BatchReader | None = None) -> Batch:
     """Inputs and targets of what a loader yields.
 
     Args:
         given: A pair; a longer tuple, whose last entry is the target and the others the model's inputs; or a mapping
             with ``input`` and ``target``, or with ``labels`` (``label``, ``target``, ``targets``, ``y``) beside the
-            keyword inputs of the model.
-        to_batch: Makes a pair of anything else.
+            inputs of the model.
+        how: Other keys, or a function that makes a pair of anything else.
 
     Raises:
         TypeError: For anything else.
     """
-    if to_batch is not None:
-        given = to_batch(given)
+    how = BatchReader() if how is None else how
+    if how.to_batch is not None:
+        given = how.to_batch(given)
     if isinstance(given, Mapping):
-        return _of_mapping(given)
+        return _of_mapping(given, how)
     if isinstance(given, tuple | list) and len(given) >= 2:
         return Batch(given[0] if len(given) == 2 else tuple(given[:-1]), given[-1])
     what = f"a {type(given).__name__}" + (f" of {len(given)}" if isinstance(given, tuple | list) else "")
     raise TypeError(f"A batch is an (input, target) pair or a mapping with 'input' and 'target', not {what}. {_REMEDY}")
 
 
-def _of_mapping(given: Mapping[Any, Any]) -> Batch:
-    if "input" in given:
+def _of_mapping(given: Mapping[Any, Any], how: BatchReader) -> Batch:
+    for option, key in (("dict_key_x", how.dict_key_x), ("dict_key_y", how.dict_key_y)):
+        if key is not None and key not in given:
+            raise TypeError(f"{option}={key!r}, and the batch is a mapping with keys {sorted(map(str, given))}.")
+    if how.dict_key_y is None and "input" in given:
         return as_batch({"input": given["input"], "target": given.get("target")})
-    found = [key for key in _TARGETS if key in given]
+    found = [how.dict_key_y] if how.dict_key_y is not None else [key for key in _TARGETS if key in given]
     if len(found) == 1 and len(given) > 1:
         return Batch({key: value for key, value in given.items() if key != found[0]}, given[found[0]])
     reason = f"several of them could be the target: {found}" if len(found) > 1 else "none of them is the target"
     raise TypeError(
         f"A batch is a mapping with keys {sorted(map(str, given))}; {reason}. Name the inputs 'input' and the target "
-        f"'target'. {_REMEDY}"
+        f"'target', or the target's key with dict_key_y=. {_REMEDY}"
     )
 
 
-def read_first(loader: Iterable[Any], to_batch: ToBatch | None = None) -> tuple[Batch, Iterable[Any]]:
-    """The first batch, tensors as they are and the batch on axis 0 of all inputs, and the loader with it.
+def read_first(loader: Iterable[Any], reader: BatchReader) -> tuple[Batch, Iterable[Any]]:
+    """The first batch, tensors as they are, and the loader with it.
 
     Raises:
         ValueError: If the loader yields nothing.
-        TypeError: If the batch is neither a pair nor a mapping, or an input is shared by all samples.
+        TypeError: If the batch is neither a pair nor a mapping.
     """
     if not isinstance(loader, Iterable):
         raise TypeError(f"The loader is a {type(loader).__name__}. Give a DataLoader, or another iterable of batches.")
     for given in loader:
-        batch = as_torch_batch(given, to_batch)
-        batch = Batch(tensors(batch.input), batch.target)
-        _check_batched(batch)
         # an iterator would not show it again
-        return batch, itertools.chain([given], loader) if isinstance(loader, Iterator) else loader
+        return reader(given), itertools.chain([given], loader) if isinstance(loader, Iterator) else loader
     raise ValueError("The loader is empty: it yielded no batch. Give a loader with at least one sample.")
 
 
-def _check_batched(batch: Batch) -> None:
-    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(batch.input)]
+def first_inputs(model: nn.Module, inputs: Any) -> Any:
+    """The inputs of a first batch as the model takes them, the batch on axis 0 of all.
+
+    Raises:
+        TypeError: If an input is no tensor, or shared by all samples.
+    """
+    taken = as_taken(model, inputs)
+    _check_batched(taken)
+    return taken
+
+
+def _check_batched(inputs: Any) -> None:
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(inputs)]
     if not named:
         raise TypeError(f"The batch holds no input tensor. {_REMEDY}")
     counts = {name: leaf.shape[0] if leaf.ndim else None for name, leaf in named}
@@ -92,28 +134,11 @@ def _check_batched(batch: Batch) -> None:
         )
 
 
-def tensors(tree: Any) -> Any:
-    """Inputs with every leaf a tensor; numpy arrays are wrapped.
-
-    Raises:
-        TypeError: For a leaf that is neither.
-    """
-
-    def tensor(leaf: Any) -> torch.Tensor:
-        if isinstance(leaf, str | bytes) or leaf is None:
-            raise TypeError(f"The inputs hold {leaf!r}. Give torch tensors or numpy arrays, as the model takes them.")
-        return leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf)
-
-    if isinstance(tree, Mapping) and not isinstance(tree, dict):  # BatchEncoding and its like
-        tree = dict(tree)
-    return jax.tree.map(tensor, tree, is_leaf=lambda leaf: leaf is None)
-
-
 def passes_over(
     loader: Iterable[Any],
     check: Callable[[int, Batch], None],
     *,
-    to_batch: ToBatch | None,
+    reader: BatchReader,
     params: Params,
     cache: Cache,
     cache_bytes: int,
@@ -122,8 +147,8 @@ def passes_over(
     """Repeatable passes over a loader of tensors or numpy arrays, as JAX arrays beside the parameters."""
 
     def transform(given: Any) -> tuple[Any, Any]:
-        batch = as_torch_batch(given, to_batch)
-        return to_jax(tensors(batch.input)), to_jax(_numbers(batch.target))
+        batch = reader(given)
+        return to_jax(batch.input), to_jax(_numbers(batch.target))
 
     return LoaderPasses(
         loader,

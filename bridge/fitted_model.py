@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class FittedModel:
         look: What the trace depends on beside the weights; nothing for one that was made without data.
         places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
         seen: A batch or two of the data; none of a fit that was read from a file.
+        at_lengths: The same for sequences of other lengths, made as they are met.
+        token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.
     """
 
     traced: TracedModel
@@ -56,6 +58,8 @@ class FittedModel:
     look: tuple[Any, ...] = ()
     seen: tuple[Batch, ...] = ()
     places: np.ndarray | None = None
+    at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
+    token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def _view(self) -> tuple[CoreModel, Params]:

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from torch import nn
 
 from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
-from bridge.dataloader import ToBatch, check_inputs, passes_over, read_first
+from bridge.dataloader import BatchReader, ToBatch, check_inputs, first_inputs, passes_over, read_first
 from bridge.fitted_model import FittedModel
 from bridge.hyperparameters import Hyperparameters, Value
 from bridge.independence import output_shapes
+from bridge.lengths import to_one_length
 from bridge.losses import Loss, describe
 from bridge.one_example import model_and_params
 from bridge.outputs import OutputLayout
 from bridge.parameter_order import ParameterOrder
-from bridge.placement import compiling_for, device_of, place_of
+from bridge.placement import compiling_for, on_device, place_of
 from bridge.precision import in_float32
 from bridge.retrace import described, refreshed
 from bridge.subset import Subset, covering
@@ -42,12 +43,26 @@ Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How model and loader are read: the tracer, the cache of ``LoaderPasses``, and whether progress is shown."""
+    """How model and loader are read: the tracer, the cache of ``LoaderPasses``, and whether progress is shown.
+
+    The keys are those of :class:`~bridge.dataloader.BatchReader`.
+    """
 
     tracer: Tracer = "export"
     cache: Cache = "auto"
     cache_bytes: int = 2**31
     progress: bool = True
+    dict_key_x: str | None = None
+    dict_key_y: str | None = None
+
+    @property
+    def budget(self) -> float:
+        """Bytes of batches that may be kept."""
+        return {"auto": self.cache_bytes, "memory": float("inf"), "none": 0}[self.cache]
+
+    def reader(self, to_batch: ToBatch | None, template: InputTemplate | None = None) -> BatchReader:
+        """What reads a batch of a loader."""
+        return BatchReader(to_batch, self.dict_key_x, self.dict_key_y, template)
 
 
 def fit_module(
@@ -100,10 +115,11 @@ def _fit(
     checkpoint: str | Path | None,
     before: FittedModel | None = None,
 ) -> FittedModel:
-    first, loader = read_first(loader, to_batch)
+    reader = reading.reader(to_batch)
+    first, loader = read_first(loader, reader)
     network = in_float32(unwrap(model))
-    inputs = on_device(network, in_float32(first.input))
-    template = InputTemplate.of(inputs)
+    inputs = on_device(network, in_float32(first_inputs(network, first.input)))
+    template, inputs, loader = to_one_length(network, inputs, loader, reader, reading.budget, loss.likelihood)
     subset = subset.found(network, inputs)
     order, places = subset.order(model), subset.places(model)
     options.check(order.size)
@@ -123,7 +139,7 @@ def _fit(
         warn_of_outputs(network, inputs, loss, layout)
 
     batches = KeptBatches(batch_check(traced, loss, layout), seed)
-    passes = checked_passes(loader, traced, batches, reading, to_batch)
+    passes = checked_passes(loader, traced, batches, reading, reading.reader(to_batch, template))
     passes.preload()
     kept = None
     if checkpoint is not None:
@@ -163,13 +179,6 @@ def trace_for_fit(model: nn.Module, inputs: Any, tracer: Tracer, *, verify: bool
     traced = trace(model, example, tracer=tracer, verify=verify)
     params, buffers = _copy((traced.params, traced.buffers))
     return dataclasses.replace(traced, params=params, buffers=buffers)
-
-
-def on_device(model: nn.Module, inputs: Any) -> Any:
-    """Inputs where the model is; a list of them as a tuple."""
-    device = device_of(model)
-    moved = jax.tree.map(lambda leaf: leaf.to(device), inputs)
-    return tuple(moved) if isinstance(moved, list) else moved
 
 
 def output_layout(model: nn.Module, inputs: Any, loss: Loss) -> OutputLayout:
@@ -222,13 +231,13 @@ def checked_passes(
     traced: TracedModel,
     check: Callable[[int, Batch], None],
     reading: ReadOptions,
-    to_batch: ToBatch | None,
+    reader: BatchReader,
 ) -> LoaderPasses:
     """Passes over a loader, whose batches are checked as they are read the first time."""
     return passes_over(
         loader,
         check,
-        to_batch=to_batch,
+        reader=reader,
         params=traced.params,
         cache=reading.cache,
         cache_bytes=reading.cache_bytes,

@@ -9,7 +9,7 @@ import jax
 import torch
 from tqdm.auto import tqdm
 
-from bridge.dataloader import ToBatch, as_torch_batch, tensors
+from bridge.dataloader import ToBatch, as_torch_batch
 from bridge.model_inputs import with_keywords
 from bridge.options import LinkName, PredictionType, check_generator, one_of, whole
 from bridge.predictives import Request, distribution, is_regression, predict, sampled_outputs
@@ -66,9 +66,12 @@ class FunctionSpace(WeightSpace):
         request = Request(
             pred_type, link, samples, key, diagonal_output, self.logit_temperature, joint, self.enable_backprop
         )
-        batch = self._inputs(x, model_kwargs)
-        fit, posterior = self.prediction_result(batch)
-        return predict(fit, posterior, batch, request)
+        ready, posterior = self.ready_for(self._inputs(x, model_kwargs)), self.posterior
+        result = ready.shown(predict(ready.fit, posterior, ready.batch, request))
+        if not (joint and is_regression(ready.fit) and pred_type != "nn"):
+            return result
+        mean, covariance = result
+        return mean.reshape(-1), covariance.reshape(mean.numel(), mean.numel())
 
     def predictive_distribution(self, x: Any, *, joint: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and exact covariance of the linearised network's outputs (the logits, if it classifies).
@@ -87,9 +90,9 @@ class FunctionSpace(WeightSpace):
             RuntimeError: Before ``fit``, or if the model's weights have changed since.
             ValueError: If the shape of ``x`` is not the traced one, or it holds NaN.
         """
-        batch = tensors(x)
-        fit, posterior = self.prediction_result(batch)
-        return distribution(fit, posterior, batch, joint=joint, backprop=self.enable_backprop)
+        ready, posterior = self.ready_for(x), self.posterior
+        backprop = self.enable_backprop
+        return ready.shown(distribution(ready.fit, posterior, ready.batch, joint=joint, backprop=backprop))
 
     def functional_samples(
         self,
@@ -114,11 +117,13 @@ class FunctionSpace(WeightSpace):
         """
         self._check_kind(pred_type, generator)
         whole("n_samples", n_samples)
-        batch = tensors(x)
-        fit, posterior = self.prediction_result(batch)
+        ready, posterior = self.ready_for(x), self.posterior
         if pred_type == "nn":
-            return sampled_outputs(fit, posterior, batch, key=key_of(generator), num_samples=n_samples)
-        mean, covariance = distribution(fit, posterior, batch, joint=False, backprop=self.enable_backprop)
+            key = key_of(generator)
+            outputs = sampled_outputs(ready.fit, posterior, ready.batch, key=key, num_samples=n_samples)
+            return torch.stack([ready.shown(one) for one in outputs])
+        given = distribution(ready.fit, posterior, ready.batch, joint=False, backprop=self.enable_backprop)
+        mean, covariance = ready.shown(given)
         if diagonal_output:
             covariance = torch.diag_embed(torch.diagonal(covariance, dim1=-2, dim2=-1))
         return gaussian_samples(mean, covariance, n_samples, generator)
@@ -133,8 +138,7 @@ class FunctionSpace(WeightSpace):
     ) -> torch.Tensor:
         """:meth:`functional_samples` as predictions: probabilities of each sample, or outputs without noise."""
         samples = self.functional_samples(x, pred_type, n_samples, diagonal_output, generator)
-        fit = self.prediction_result(tensors(x))[0]
-        return to_predictions(samples, fit, self.logit_temperature)
+        return to_predictions(samples, self.fit_result()[0], self.logit_temperature)
 
     def uncertainty(
         self, x: Any, n_samples: int = 1000, generator: torch.Generator | None = None
@@ -155,16 +159,14 @@ class FunctionSpace(WeightSpace):
         Returns:
             By these names, in the shape of ``model(x)``, without the axis of classes.
         """
-        batch = tensors(x)
-        fit, posterior = self.prediction_result(batch)
+        fit = self.fit_result()[0]
         if is_regression(fit):
-            request = Request("glm", "auto", 1, jax.random.key(0), variances=True)
-            variance = predict(fit, posterior, batch, request)[1]
+            variance = self(x, diagonal_output=True)[1]
             noise = torch.as_tensor(self.sigma_noise).to(variance)
             aleatoric = (noise**2).reshape(fit.layout.shape if noise.ndim else ()).expand_as(variance)
             return {"aleatoric_variance": aleatoric.clone(), "epistemic_variance": variance}
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
-        samples = self.predictive_samples(batch, n_samples=n_samples, generator=generator)
+        samples = self.predictive_samples(x, n_samples=n_samples, generator=generator)
         return entropies(samples, fit)
 
     @torch.no_grad()
@@ -181,9 +183,10 @@ class FunctionSpace(WeightSpace):
         Returns:
             What :meth:`forward` gives, concatenated over the batches, and the targets.
         """
+        reader = self.reading.reader(to_batch)
         predictions, targets = [], []
         for given in tqdm(loader, "Predicting", disable=not self.options.progress, leave=False, delay=1):
-            batch = as_torch_batch(given, to_batch)
+            batch = as_torch_batch(given, reader)
             predictions.append(jax.tree.map(lambda leaf: leaf.cpu(), self(batch.input, **options)))
             targets.append(torch.as_tensor(batch.target).cpu())
         if not targets:
@@ -197,4 +200,4 @@ class FunctionSpace(WeightSpace):
         check_generator(generator)
 
     def _inputs(self, x: Any, model_kwargs: dict[str, Any]) -> Any:
-        return tensors(with_keywords(self.model, x, model_kwargs) if model_kwargs else x)
+        return with_keywords(self.model, x, model_kwargs) if model_kwargs else x

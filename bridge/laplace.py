@@ -70,6 +70,8 @@ class Laplace(FunctionSpace):
         cache_bytes: int = 2**31,
         seed: int = 0,
         progress: bool = True,
+        dict_key_x: str | None = None,
+        dict_key_y: str | None = None,
         backend: Any = None,
         backend_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -113,6 +115,8 @@ class Laplace(FunctionSpace):
             cache_bytes: For that.
             seed: Of everything random.
             progress: Show progress bars.
+            dict_key_x: Of batches that are mappings, an input that must be there.
+            dict_key_y: Of batches that are mappings, the target; by default ``"labels"`` and the like.
             backend: laplace-torch's: the name of its class says which ``curvature`` is meant; JAX computes it.
             backend_kwargs: laplace-torch's, of which ``stochastic=True`` asks for ``"mc_fisher"``.
 
@@ -130,6 +134,7 @@ class Laplace(FunctionSpace):
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
             whole(name, count)
+        keys = {"dict_key_x": dict_key_x, "dict_key_y": dict_key_y}
         curvature = curvature_of(curvature, backend, backend_kwargs)
         one_of("curvature", curvature, Curvature)
         how = {"structure": hessian_structure, "curvature": curvature, "method": method, "rank": rank, "passes": passes}
@@ -137,7 +142,7 @@ class Laplace(FunctionSpace):
             model,
             to_loss(likelihood),
             FitOptions(**how, progress=progress),
-            ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress),
+            ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress, **keys),
             Subset.checked(subset_of_weights, last_layer_name, model, subnetwork_indices),
             link_approx=link_approx,
             n_samples=n_samples,
@@ -167,7 +172,8 @@ class Laplace(FunctionSpace):
 
         Args:
             train_loader: Yields ``(input, target)``, ``(a, b, ..., target)``, or mappings with ``input`` and ``target``
-                or with ``labels`` beside the model's keyword inputs; of torch tensors or numpy arrays.
+                or with ``labels`` beside the model's inputs; of torch tensors or numpy arrays. Sequences beside an
+                ``attention_mask`` may differ in length.
             override: If not, the data are added to those of the earlier fit at the same weights: exactly for ``"full"``
                 and ``"diag"``, otherwise within the structure (see :func:`jax_core.operators.add`).
             progress_bar: Show progress bars for this fit, or not, whatever ``progress`` says.

@@ -81,11 +81,15 @@ class OutputLayout:
 def single_output(outputs: Any) -> Any:
     """The one tensor of outputs that a likelihood is about; of what Hugging Face's models return, the logits.
 
+    A tuple or list of one tensor, as those models return with ``return_dict=False``, is that tensor.
+
     Raises:
         TypeError: If the model returns several tensors.
     """
     if isinstance(outputs, jax.Array | torch.Tensor):
         return outputs
+    if isinstance(outputs, tuple | list) and len(outputs) == 1 and isinstance(outputs[0], jax.Array | torch.Tensor):
+        return outputs[0]
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if isinstance(logits, jax.Array | torch.Tensor):
         return logits

@@ -21,6 +21,18 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def on_device(model: torch.nn.Module, inputs: Any) -> Any:
+    """Inputs where the model is, as tensors that autograd takes: those made under inference_mode are copied."""
+    device = device_of(model)
+
+    def moved(leaf: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False):
+            there = leaf.to(device)
+            return there.clone() if there.is_inference() else there
+
+    return jax.tree.map(moved, inputs)
+
+
 def place_of(tree: Any) -> Any:
     """A device that holds the first of a pytree's arrays; ``None`` where there is none."""
     first = next(iter(jax.tree.leaves(tree)), None)

@@ -49,8 +49,7 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
     """A prediction for a batch of tensors."""
     likelihood, layout = fit.predicted, fit.layout
     if request.joint and is_regression(fit) and request.pred_type != "nn":
-        mean, covariance = distribution(fit, posterior, x, joint=True, backprop=request.backprop)
-        return mean.reshape(-1), covariance.reshape(mean.numel(), mean.numel())
+        return distribution(fit, posterior, x, joint=True, backprop=request.backprop)
     if request.pred_type == "nn":
         drawn = {"key": request.key, "num_samples": request.num_samples}
         average = prediction_from_samples(likelihood, layout, logit_temperature=request.logit_temperature)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bridge import hyperparameters
 from bridge.against_torch import compare_outputs
+from bridge.at_length import Ready, ready_for
 from bridge.description import Description
 from bridge.fitting import FittedModel, with_noise
 from bridge.hyperparameters import Hyperparameters, in_core, per_parameter
@@ -106,6 +107,18 @@ class LaplaceState(Description):
     def _take_up(self) -> None:
         """Take up a posterior that is at hand only as bytes."""
 
+    def ready_for(self, x: Any) -> Ready:
+        """What a prediction for a batch of inputs is made with, as :func:`~bridge.at_length.ready_for` says.
+
+        Raises:
+            MismatchError: As :meth:`verify_on` does.
+        """
+        fit = self.fit_result()[0]
+        ready = ready_for(self.model, fit, x)
+        if ready.fit is fit:
+            self.verify_on(ready.batch)
+        return ready
+
     def verify_on(self, x: Any) -> None:
         """Compare a trace that was made without data with torch, on the first batch that it is to predict.
 
@@ -117,17 +130,6 @@ class LaplaceState(Description):
         fit = self.fit_result()[0]
         compare_outputs(in_float32(unwrap(self.model)), fit.model_fn, fit.params, checked_inputs(fit.traced, x))
         self._verified = True
-
-    def prediction_result(self, x: Any) -> tuple[FittedModel, Posterior]:
-        """:meth:`fit_result` for predictions of a batch of tensors, its trace verified.
-
-        Raises:
-            RuntimeError: Before ``fit``, or if the model's weights have changed since.
-            MismatchError: If the trace differs from torch.
-        """
-        found = self.fit_result()
-        self.verify_on(x)
-        return found
 
     @property
     def posterior(self) -> Posterior:

@@ -69,7 +69,9 @@ class TargetCheck:
                 f"{_shown(wanted)}.{self._other_convention(target.shape[1:])} Call target.squeeze(-1), or give "
                 "probabilities."
             )
-        _check_classes(number, target, self.layout.core_shape[-1], likelihood.ignore_index)
+        last = self.loss.class_axis is None
+        remedy = "jax_core.Categorical(ignore_index={})" if last else "nn.CrossEntropyLoss(ignore_index={})"
+        _check_classes(number, target, self.layout.core_shape[-1], likelihood.ignore_index, remedy)
 
     def _check_probabilities(self, number: int, target: np.ndarray) -> None:
         _check_numbers(number, target)
@@ -138,14 +140,15 @@ def _check_range(number: int, target: np.ndarray, likelihood: Likelihood) -> Non
         raise ValueError(f"Batch {number} holds the count {target.min()}. Counts are not negative.")
 
 
-def _check_classes(number: int, target: np.ndarray, classes: int, ignore_index: int | None) -> None:
+def _check_classes(number: int, target: np.ndarray, classes: int, ignore_index: int | None, remedy: str) -> None:
     target = target.astype(np.int64)  # an unsigned byte would take ignore_index=-100 for class 156
     counted = target if ignore_index is None else target[target != ignore_index]
     wrong = counted[(counted < 0) | (counted >= classes)]
     if wrong.size:
         raise ValueError(
             f"Batch {number} holds class {wrong.flat[0]}, but the model has {classes} outputs: targets must be from 0 "
-            f"to {classes - 1}. Count classes from zero, or set ignore_index."
+            f"to {classes - 1}. Count classes from zero; if it marks what is not counted, as padded tokens, set "
+            f"likelihood={remedy.format(wrong.flat[0])}."
         )
 
 

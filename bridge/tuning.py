@@ -113,8 +113,9 @@ def _held_out(
 ) -> Iterable[Batch]:
     """Held-out batches for the head of a model, checked before any work where they can be kept."""
     check = batch_check(fit.traced, fit.loss, fit.layout)
-    _, val_loader = read_first(val_loader, to_batch)
-    batches = checked_passes(val_loader, fit.traced, check, la.reading, to_batch)
+    reader = la.reading.reader(to_batch, fit.template)
+    _, val_loader = read_first(val_loader, reader)
+    batches = checked_passes(val_loader, fit.traced, check, la.reading, reader)
     batches.preload()
     trunk = fit.split.trunk
     return batches if trunk is None else FeaturePasses(trunk, batches)

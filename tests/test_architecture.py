@@ -42,6 +42,7 @@ MAY_IMPORT = {
     | {"posterior", "predictive", "evaluation", "plots"},
 }
 OPTIONAL = ("matplotlib", "optax", "flax", "torch2jax", "torchvision", "sklearn")
+OPTIONAL += ("transformers", "peft", "lightning", "timm", "torchmetrics")
 
 
 def python_files(*folders: str) -> list[Path]:

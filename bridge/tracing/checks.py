@@ -56,6 +56,11 @@ def _check_kinds(model: torch.nn.Module) -> None:
             raise TraceError(f"{name} of a lazy module has no shape yet. Run the model once on a batch first.")
         if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
             raise TraceError(f"{name} is quantised, sparse or on the meta device. Give the model dense weights.")
+        if tensor.is_inference():
+            raise TraceError(
+                f"{name} was made under torch.inference_mode, and autograd cannot take it. Make, copy or unpickle the "
+                "model outside of it; fitting and predicting are free to run inside."
+            )
 
 
 def _check_finite(model: torch.nn.Module) -> None:

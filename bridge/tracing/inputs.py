@@ -91,7 +91,8 @@ class Signature:
         if self.keywords is not None:
             if len(inputs) != 1 or not isinstance(inputs[0], Mapping) or set(inputs[0]) != set(self.keywords):
                 raise TypeError(f"The model was traced with keyword inputs: give one mapping with {self.keywords}.")
-            given = {name: inputs[0][name] for name in self.keywords}
+            given = inputs[0]
+        given = _in_order(given, self.structure)
         leaves, structure = torch_pytree.tree_flatten(given)
         if structure != self.structure:
             raise TypeError(f"The model was traced with inputs {self.structure}, got {structure}.")
@@ -153,6 +154,16 @@ def batch_size(inputs: Any) -> int | None:
 def is_batched(leaf: Any, size: int | None) -> bool:
     """Whether axis 0 of a leaf of the inputs is taken for the batch."""
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+
+
+def _in_order(given: Any, structure: Any) -> Any:
+    """Inputs with the keys of every dict in the order of the example's; `jit` gives them back sorted."""
+    children = structure.children()
+    if structure.type is dict and isinstance(given, Mapping) and set(given) == set(structure.context):
+        return {key: _in_order(given[key], child) for key, child in zip(structure.context, children, strict=True)}
+    if structure.type in (tuple, list) and type(given) is structure.type and len(given) == len(children):
+        return structure.type(map(_in_order, given, children))
+    return given
 
 
 def _open(spec: InputSpec | Constant) -> bool:

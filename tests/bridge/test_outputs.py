@@ -168,6 +168,7 @@ def test_batch_axis_elsewhere_is_refused():
 def test_logits_of_an_output_object_are_the_outputs():
     logits = torch.zeros(2, 3)
     assert single_output({"logits": logits, "states": None}) is logits
+    assert single_output((logits,)) is logits  # of return_dict=False
     with pytest.raises(TypeError, match=r"returns tuple.*one tensor"):
         single_output((logits, logits))
 

@@ -255,3 +255,19 @@ def test_a_mismatch_in_gradients_alone_is_refused():
             trace(Twice(), torch.ones(2, 2))
     finally:
         LOWERINGS.pop(operator, None)
+
+
+def test_a_mapping_among_the_inputs_may_come_in_any_order():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 3), nn.Linear(2, 3)
+
+        def forward(self, given):
+            return self.left(given["z"]) + self.right(given["a"])
+
+    model = Nested().eval()
+    z, a = torch.randn(3, 4), torch.randn(3, 2)
+    traced = trace(model, ({"z": z, "a": a},))
+    for x in ({"z": z, "a": a}, {"a": a, "z": z}):
+        same(jax.jit(traced.apply)(traced.params, to_jax(x)), model(x))  # jit sorts them
