@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "tuning": GROUND | {"evaluation", "gradients", "likelihoods", "operators", "posterior", "predictive"},
     "plots": set(),
     "tutorial_api": GROUND
-    | {"matrix_free", "curvature", "operators", "gradients", "lowrank"}
-    | {"posterior", "predictive", "evaluation", "plots"},
+    | {"likelihoods", "matrix_free", "curvature", "operators", "gradients", "lowrank"}
+    | {"posterior", "predictive", "evaluation", "tuning", "plots"},
 }
 OPTIONAL = ("matplotlib", "optax", "flax", "torch2jax", "torchvision", "sklearn")
 OPTIONAL += ("transformers", "peft", "lightning", "timm", "torchmetrics")

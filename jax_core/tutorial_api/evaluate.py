@@ -1,4 +1,4 @@
-"""Evaluate metrics over a loader, batch by batch, in one compiled step.
+"""Evaluate metrics over a loader or a whole data set, batch by batch, in one compiled step.
 
 A metric step maps `(results, aux)` to a new `(results, aux)`: `aux` holds what the prediction says of a batch and its
 `target`, `results` what is kept. `transfer_entry` and `apply_fns` make such steps.
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_core.data.batches import as_batch
+from jax_core.data.batches import as_batch, pieces
 from jax_core.types import Data
 from jax_core.xla.compiled import jit_closure
 
@@ -21,6 +21,7 @@ Entries: TypeAlias = dict[str, Any]
 Field: TypeAlias = Literal["results", "aux"]
 MetricStep: TypeAlias = Callable[..., tuple[Entries, Entries]]
 """`step(results=..., aux=...) -> (results, aux)`."""
+Prediction: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 _FIELDS = ("results", "aux")
 
@@ -98,7 +99,8 @@ def apply_fns(
         *funcs: Functions of keyword arguments.
         names: Names of the outcomes, one a function; the functions' own names by default.
         field: Where to keep the outcomes.
-        **arguments: Argument name to entry name; entries are looked up in the results, then in the prediction.
+        **arguments: Argument name to entry name; entries are looked up in the results, then in the prediction. With
+            none, a function gets the entries of the names that its signature has.
 
     Returns:
         A metric step.
@@ -120,14 +122,31 @@ def apply_fns(
         raise TypeError(f"None of {outcomes} takes the argument(s) {sorted(unused)}. Is one misspelt?")
 
     def apply(results: Entries, aux: Entries) -> tuple[Entries, Entries]:
-        values = {argument: _look_up(entry, results, aux) for argument, entry in arguments.items()}
-        made = {
-            outcome: function(**{name: values[name] for name in accepted})
-            for function, outcome, accepted in zip(funcs, outcomes, taken, strict=True)
-        }
+        if arguments:
+            values = {argument: _look_up(entry, results, aux) for argument, entry in arguments.items()}
+            given = [{name: values[name] for name in accepted} for accepted in taken]
+        else:
+            given = [entries_for(function, {**aux, **results}) for function in funcs]
+        made = {name: function(**values) for function, name, values in zip(funcs, outcomes, given, strict=True)}
         return (results | made, aux) if field == "results" else (results, aux | made)
 
     return apply
+
+
+def entries_for(function: Callable[..., Any], entries: Mapping[str, Any]) -> Entries:
+    """The entries of the names that a function's signature has; all of them where it takes `**kwargs`.
+
+    Raises:
+        KeyError: If there is none for an argument that it needs.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        parameters = ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for needed in (p.name for p in parameters if p.kind in named and p.default is p.empty):
+        _look_up(needed, dict(entries))
+    return {name: entries[name] for name in _accepted(function, entries)}
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -138,10 +157,11 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def evaluate_metrics_on_generator(
-    pushforward_fn: Callable[[Any], Mapping[str, Any]],
-    loader: Iterable[Data],
+    pred_fn: Prediction,
+    data_generator: Iterable[Data],
     *,
-    metrics: Sequence[MetricStep],
+    metrics: Sequence[MetricStep] | None = None,
+    metrics_dict: Mapping[str, Callable[..., Any]] | None = None,
     transform: Callable[[Any], Data] | None = None,
     reduce: Callable[[list[Any]], Any] | None = None,
     vmap_over_data: bool = True,
@@ -152,36 +172,95 @@ def evaluate_metrics_on_generator(
     the same numbers: they say only whether the functions are written for a sample or for a batch.
 
     Args:
-        pushforward_fn: Maps an input to a mapping of entries (`map`, `pred_mean`, `mc_pred_act`, ...).
-        loader: Yields batches: mappings with `input` and `target`, or `(input, target)` pairs.
+        pred_fn: Maps an input to a mapping of entries (`map`, `pred_mean`, `mc_pred_act`, ...).
+        data_generator: Yields batches: mappings with `input` and `target`, or `(input, target)` pairs.
         metrics: Steps of `apply_fns` and `transfer_entry`, run in order.
+        metrics_dict: Functions by the names of their outcomes, run after them; each gets the entries of the names that
+            its signature has.
         transform: Makes such a batch out of what the loader yields.
         reduce: Joins the list of a metric's outcomes over batches, for example `jnp.concatenate`; by default the
             list itself is returned.
-        vmap_over_data: True if `pushforward_fn` and the metrics take one sample, False if they take a batch.
+        vmap_over_data: True if `pred_fn` and the metrics take one sample, False if they take a batch.
 
     Returns:
         The gathered results by name; empty if the loader yields nothing.
 
     Raises:
         TypeError: If a batch is neither a mapping nor a pair.
+        ValueError: Without metrics.
         KeyError: If a step asks for an entry that nothing made.
     """
+    steps = _all_steps(metrics, metrics_dict)
 
     def evaluate(input: Any, target: Any) -> Entries:
         results: Entries = {}
-        aux: Entries = {**pushforward_fn(input), "target": target}
-        for step in metrics:
+        aux: Entries = {**pred_fn(input), "target": target}
+        for step in steps:
             results, aux = step(results=results, aux=aux)
         return results
 
     # vmap and not lax.map: a compiled loop over samples runs convolutions one by one, many times slower on a CPU.
     program = jit_closure(jax.vmap(evaluate) if vmap_over_data else evaluate)
     outcomes: list[Entries] = []
-    for item in loader:
+    for item in data_generator:
         batch = as_batch(item if transform is None else transform(item))
         outcomes.append(program(*jax.tree.map(jnp.asarray, tuple(batch))))
     if not outcomes:
         return {}
     gathered = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
     return gathered if reduce is None else {name: reduce(values) for name, values in gathered.items()}
+
+
+def evaluate_metrics_on_dataset(
+    pred_fn: Prediction,
+    data: Data,
+    *,
+    metrics: Sequence[MetricStep] | None = None,
+    metrics_dict: Mapping[str, Callable[..., Any]] | None = None,
+    reduce: Callable[[Any], Any] | None = None,
+    batch_size: int = 256,
+) -> Entries:
+    """Metrics of each sample of a data set that is one batch.
+
+    Args:
+        pred_fn: Maps the input of one sample to a mapping of entries.
+        data: A mapping with `input` and `target`, or such a pair, of at least one sample.
+        metrics: As of `evaluate_metrics_on_generator`, of one sample.
+        metrics_dict: Likewise.
+        reduce: Of a metric's outcomes over all samples, a leading axis, for example `jnp.mean`.
+        batch_size: Samples that are worked on at once.
+
+    Returns:
+        The outcomes by name.
+
+    Raises:
+        TypeError: If the data are neither a mapping nor a pair.
+        ValueError: Without metrics.
+        KeyError: If a step asks for an entry that nothing made.
+    """
+    parts = pieces(as_batch(data), batch_size)
+    steps = {"metrics": metrics, "metrics_dict": metrics_dict}
+    outcomes = evaluate_metrics_on_generator(pred_fn, parts, **steps, reduce=_joined)
+    return outcomes if reduce is None else {name: reduce(values) for name, values in outcomes.items()}
+
+
+def evaluate_on_dataset(pred_fn: Prediction, data: Data, *, batch_size: int = 256) -> Entries:
+    """What a predictive says of each sample of a data set, and its `target`; arguments as those of the metrics'."""
+    return evaluate_metrics_on_dataset(pred_fn, data, metrics=[_keep_all], batch_size=batch_size)
+
+
+def _all_steps(
+    metrics: Sequence[MetricStep] | None, metrics_dict: Mapping[str, Callable[..., Any]] | None
+) -> list[MetricStep]:
+    if metrics is None and metrics_dict is None:
+        raise ValueError("Give metrics=, steps of apply_fns and transfer_entry, or metrics_dict=, functions by name.")
+    named = [] if metrics_dict is None else [apply_fns(*metrics_dict.values(), names=list(metrics_dict))]
+    return [*(metrics or ()), *named]
+
+
+def _keep_all(results: Entries, aux: Entries) -> tuple[Entries, Entries]:
+    return results | aux, aux
+
+
+def _joined(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

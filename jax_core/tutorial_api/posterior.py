@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from jax_core.posterior.posterior import Posterior
 from jax_core.posterior.prior import prior_vector
 from jax_core.types import MatVec
 from jax_core.xla.precision import full_precision
+
+Reduction: TypeAlias = Callable[[MatVec, Any], Operator]
+"""``(mv, layout) -> operator``, where ``mv`` takes pytrees like ``layout`` or, if that is an int, flat vectors."""
 
 _PRIOR_ARGUMENTS = ("prior_prec", "sigma_noise", "sigma_squared", "temperature")
 
@@ -63,7 +66,7 @@ class PosteriorFn(ShortRepr):
 
 @full_precision
 def create_posterior_fn(
-    curv_type: str | Operator | Callable[[MatVec, Any], Operator],
+    curv_type: str | Operator | Reduction,
     mv: MatVec | None = None,
     layout: Any = None,
     *,
@@ -73,6 +76,7 @@ def create_posterior_fn(
     mv_jit: bool = True,
     passes: int = 1,
     progress: bool = False,
+    structures: Mapping[str, Reduction] | None = None,
 ) -> PosteriorFn:
     """Reduce a curvature to a structure that can be inverted.
 
@@ -87,12 +91,15 @@ def create_posterior_fn(
         mv_jit: Accepted and not needed: products are compiled, loaders are looped over on the host.
         passes: Block products of ``"nystrom"``.
         progress: Show a progress bar where the method loops on the host.
+        structures: Reductions of your own by name, for ``curv_type`` to choose from as well; nothing is registered.
 
     Raises:
         ValueError: For an unknown name or a rank out of range.
         TypeError: If ``mv`` or ``layout`` is missing.
     """
     del mv_jit
+    own = structures or {}
+    curv_type = own.get(curv_type, curv_type) if isinstance(curv_type, str) else curv_type
     if isinstance(curv_type, Operator):
         return PosteriorFn(curv_type, curv_type.size if layout is None else layout)
     if mv is None or layout is None:
@@ -106,7 +113,7 @@ def create_posterior_fn(
     if curv_type == "diagonal":
         return PosteriorFn(Diagonal(diagonal(mv, layout)), layout)
     if curv_type not in ("lanczos", "lobpcg", "nystrom"):
-        known = "'full', 'diagonal', 'lanczos', 'lobpcg', 'nystrom'"
+        known = ", ".join(map(repr, ("full", "diagonal", "lanczos", "lobpcg", "nystrom", *own)))
         raise ValueError(f"Unknown structure {curv_type!r}. Choose one of {known}, or pass an operator or a reduction.")
     if wanted is None:
         raise TypeError(f"The structure {curv_type!r} needs a rank (or maxiter).")

@@ -1,4 +1,8 @@
-"""Curvature products by the tutorial's names, with the data as an argument or fixed."""
+"""Curvature products by the tutorial's names, with the data as an argument or fixed.
+
+``"mse"`` is half the squared error here. laplax's has no half: its GGN and Hessian are twice ours, its empirical Fisher
+four times; ``lambda output, target: jnp.sum((output - target) ** 2)`` in its place gives laplax's numbers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def create_ggn_mv(
     """:func:`~jax_core.curvature.ggn.ggn_mv` with the data fixed.
 
     The factor is ``num_total_samples / num_curv_samples``: the second defaults to the samples in ``data``, the first
-    to the second.
+    to the second. ``"mse"`` is half the squared error, of which laplax leaves out the half: its product is twice this.
     """
     factor = _sample_factor(data, num_curv_samples, num_total_samples)
     mv = ggn_mv(model_fn, params, loss_fn, factor, vmap_over_data=vmap_over_data, loss_hessian_mv=loss_hessian_mv)

@@ -174,13 +174,31 @@ def nonlin_special_pred_act(results: Results, point: Point) -> tuple[Results, Po
     return results | {"special_pred_act": point.link(results["pred_mean"], results["pred_cov"])}, point
 
 
+DEFAULT_LIN_FINALIZE_FNS: tuple[Step, ...] = (
+    lin_setup,
+    lin_pred_mean,
+    lin_pred_cov,
+    lin_pred_var,
+    lin_pred_std,
+    lin_samples,
+)
+DEFAULT_NONLIN_FINALIZE_FNS: tuple[Step, ...] = (
+    nonlin_setup,
+    nonlin_pred_mean,
+    nonlin_pred_cov,
+    nonlin_pred_var,
+    nonlin_pred_std,
+    nonlin_samples,
+)
+
+
 def set_lin_pushforward(
     model_fn: ModelFn,
     mean_params: Params,
     posterior_fn: PosteriorFn,
     prior_arguments: Mapping[str, Any],
     loss_scaling_factor: Any = 1.0,
-    pushforward_fns: Sequence[Step] = (lin_setup, lin_pred_mean, lin_pred_cov, lin_pred_var, lin_pred_std),
+    pushforward_fns: Sequence[Step] | None = None,
     *,
     key: Array | None = None,
     num_samples: int = 0,
@@ -194,7 +212,8 @@ def set_lin_pushforward(
         posterior_fn: From :func:`~jax_core.tutorial_api.posterior.create_posterior_fn`.
         prior_arguments: See :class:`~jax_core.tutorial_api.posterior.PosteriorFn`.
         loss_scaling_factor: Likewise.
-        pushforward_fns: Steps, in order, :func:`lin_setup` first.
+        pushforward_fns: Steps, in order, :func:`lin_setup` first; by default mean, covariance, variance and standard
+            deviation, and where samples are asked for by ``key`` and ``num_samples``, these too.
         key: Random key of the weight samples, for steps that sample.
         num_samples: How many; the same weights serve every input.
         special_pred_type: Name of the link of :func:`lin_special_pred_act`.
@@ -203,6 +222,9 @@ def set_lin_pushforward(
         ``input -> results``; compile and vmap it: ``jax.jit(jax.vmap(pushforward))``.
     """
     posterior = replace(posterior_fn(prior_arguments, loss_scaling_factor), mean=mean_params)
+    if pushforward_fns is None:
+        sampled = key is not None and num_samples > 0
+        pushforward_fns = DEFAULT_LIN_FINALIZE_FNS if sampled else DEFAULT_LIN_FINALIZE_FNS[:-1]
     return _chain(model_fn, posterior, pushforward_fns, key, num_samples, special_pred_type)
 
 
@@ -212,7 +234,7 @@ def set_nonlin_pushforward(
     posterior_fn: PosteriorFn,
     prior_arguments: Mapping[str, Any],
     loss_scaling_factor: Any = 1.0,
-    pushforward_fns: Sequence[Step] = (nonlin_setup, nonlin_pred_mean, nonlin_pred_var, nonlin_pred_std),
+    pushforward_fns: Sequence[Step] = DEFAULT_NONLIN_FINALIZE_FNS,
     *,
     key: Array,
     num_samples: int = 100,
