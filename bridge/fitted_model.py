@@ -20,8 +20,9 @@ from bridge.tensors import to_jax
 from bridge.tracing import TracedModel
 from bridge.weights import WeightWatch
 from jax_core.data.batches import Batch
+from jax_core.data.passes import LoaderPasses
 from jax_core.fitted import Fitted
-from jax_core.frozen import Split, features, split
+from jax_core.frozen import FeaturePasses, Split, features, split
 from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
@@ -88,6 +89,11 @@ class FittedModel:
     def features(self, inputs: Any) -> Any:
         """What the head of :attr:`split` takes, for a batch of inputs."""
         return features(self.split.trunk, inputs)
+
+    def for_head(self, batches: LoaderPasses) -> LoaderPasses:
+        """Passes as the head of :attr:`split` takes them."""
+        trunk = self.split.trunk
+        return batches if trunk is None else FeaturePasses(trunk, batches)
 
     @property
     def jacobian_bytes(self) -> int:
