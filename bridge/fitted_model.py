@@ -46,6 +46,7 @@ class FittedModel:
         places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
         seen: A batch or two of the data; none of a fit that was read from a file.
         at_lengths: The same for sequences of other lengths, made as they are met.
+        singles: Of comparisons, the same for inputs one by one, by their shapes.
         token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.
     """
 
@@ -60,6 +61,7 @@ class FittedModel:
     seen: tuple[Batch, ...] = ()
     places: np.ndarray | None = None
     at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
+    singles: dict[Any, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property

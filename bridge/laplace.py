@@ -78,7 +78,9 @@ class Laplace(TunableLaplace):
             model: A trained module; one in 16 bits is worked on in float32.
             likelihood: ``"classification"`` (classes on the last axis of the outputs), ``"regression"``,
                 ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
-                as torch has them), or a likelihood of ``jax_core``.
+                as torch has them), or a likelihood of ``jax_core``; or ``"reward_modeling"``: the model gives two
+                logits for a pair, the target says which is preferred, and predictions of single inputs are rewards,
+                means and variances as in regression.
             subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"``, those of the ``"last_layer"``,
                 those of modules in a list of names or patterns (``["head", "layer4.*"]``), or a ``"subnetwork"`` of
                 single weights.
