@@ -13,7 +13,7 @@ from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
 from bridge.losses import to_loss
 from bridge.options import LinkName, one_of, spelled, whole
-from bridge.peer_options import curvature_of
+from bridge.peer_options import check_structure, curvature_of
 from bridge.subset import Subset, WeightSubset
 from bridge.tunable import TunableLaplace
 from jax_core.curvature.fisher_likelihood import Curvature
@@ -128,7 +128,7 @@ class Laplace(TunableLaplace):
         one_of("method", method, Method)
         if hessian_structure is None:
             hessian_structure = "kron_lowrank" if method == "auto" else "lowrank"
-        one_of("hessian_structure", hessian_structure, Structure)
+        check_structure(hessian_structure)
         one_of("cache", cache, Cache)
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
