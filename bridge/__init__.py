@@ -3,6 +3,7 @@
 from bridge.checkpoint import load, save
 from bridge.laplace import Laplace
 from bridge.losses import to_likelihood
+from bridge.marglik_training import marglik_training
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import MismatchError, MissingLoweringError, TracedModel, TraceError, explain, lowers, trace
 
@@ -15,6 +16,7 @@ __all__ = [
     "explain",
     "load",
     "lowers",
+    "marglik_training",
     "save",
     "to_jax",
     "to_likelihood",

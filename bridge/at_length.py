@@ -11,8 +11,10 @@ import jax
 import torch
 from torch import nn
 
+from bridge.dataloader import first_inputs
 from bridge.fitted_model import FittedModel
 from bridge.fitting import output_layout, trace_for_fit
+from bridge.losses import Loss
 from bridge.outputs import OutputLayout
 from bridge.padding import check_padding
 from bridge.placement import on_device
@@ -49,6 +51,8 @@ def ready_for(model: nn.Module, fit: FittedModel, x: Any) -> Ready:
         ValueError: If a batch does not fit, or filling up changes the model's outputs.
         TypeError: If it is not what the model takes.
     """
+    if fit.loss.predicted is not None:
+        fit = _for_singles(model, fit, x)
     padding = fit.template.padding
     own = None if padding is None else padding.length_of(x)
     if padding is None or own is None:
@@ -66,6 +70,24 @@ def ready_for(model: nn.Module, fit: FittedModel, x: Any) -> Ready:
         fit.token_axes[size] = check_padding(network, short, there.template.taken_from(short))
     axis = fit.token_axes[size]
     return Ready(there, batch) if axis is None else Ready(there, batch, _cut(there.layout, axis, own))
+
+
+def _for_singles(model: nn.Module, fit: FittedModel, x: Any) -> FittedModel:
+    """A fit of comparisons for inputs one by one, where they come so: another program of the same weights."""
+    network = in_float32(unwrap(model))
+    inputs = on_device(network, in_float32(first_inputs(network, x)))
+    template = InputTemplate.of(inputs)
+    if template.shapes == fit.template.shapes:
+        return fit
+    if template.shapes not in fit.singles:
+        loss = Loss(fit.predicted, predicted=fit.predicted)
+        with covering(network, fit.subset.names(network)):
+            traced = trace_for_fit(network, inputs, fit.traced.tracer)  # pyright: ignore[reportArgumentType]
+            layout = output_layout(network, inputs, loss)
+        fitted = dataclasses.replace(fit.fitted, outputs_per_sample=layout.size)
+        found = FittedModel(traced, fitted, template, layout, loss, fit.watch, fit.subset, places=fit.places)
+        fit.singles[template.shapes] = found
+    return fit.singles[template.shapes]
 
 
 def _made_for(network: nn.Module, fit: FittedModel, x: Any, size: int) -> FittedModel:

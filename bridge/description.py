@@ -47,7 +47,7 @@ class Description(nn.Module):
         self.order = subset.order(model)
         self.link_approx, self.n_samples, self.enable_backprop = link_approx, n_samples, enable_backprop
         self._hyper = Hyperparameters(
-            self._prior(prior_precision),
+            self.checked_prior(prior_precision),
             hyperparameters.prior_mean(prior_mean, self.order),
             self._noise(sigma_noise),
             hyperparameters.temperature(temperature),
@@ -91,7 +91,7 @@ class Description(nn.Module):
 
     @prior_precision.setter
     def prior_precision(self, value: Any) -> None:
-        self._change(prior_precision=self._prior(value))
+        self._change(prior_precision=self.checked_prior(value))
 
     @property
     def prior_mean(self) -> torch.Tensor:
@@ -127,7 +127,12 @@ class Description(nn.Module):
     def temperature(self, value: Any) -> None:
         self._change(temperature=hyperparameters.temperature(value))
 
-    def _prior(self, value: Any) -> Value:
+    def checked_prior(self, value: Any) -> Value:
+        """A prior precision as the structure takes it.
+
+        Raises:
+            ValueError: If it does not, or the shape fits nothing.
+        """
         prior = hyperparameters.prior_precision(value, self.order)
         if self.options.structure not in PER_LAYER or isinstance(prior, float | int):
             return prior

@@ -20,8 +20,9 @@ from bridge.tensors import to_jax
 from bridge.tracing import TracedModel
 from bridge.weights import WeightWatch
 from jax_core.data.batches import Batch
+from jax_core.data.passes import LoaderPasses
 from jax_core.fitted import Fitted
-from jax_core.frozen import Split, features, split
+from jax_core.frozen import FeaturePasses, Split, features, split
 from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
@@ -45,6 +46,7 @@ class FittedModel:
         places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
         seen: A batch or two of the data; none of a fit that was read from a file.
         at_lengths: The same for sequences of other lengths, made as they are met.
+        singles: Of comparisons, the same for inputs one by one, by their shapes.
         token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.
     """
 
@@ -59,6 +61,7 @@ class FittedModel:
     seen: tuple[Batch, ...] = ()
     places: np.ndarray | None = None
     at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
+    singles: dict[Any, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -88,6 +91,11 @@ class FittedModel:
     def features(self, inputs: Any) -> Any:
         """What the head of :attr:`split` takes, for a batch of inputs."""
         return features(self.split.trunk, inputs)
+
+    def for_head(self, batches: LoaderPasses) -> LoaderPasses:
+        """Passes as the head of :attr:`split` takes them."""
+        trunk = self.split.trunk
+        return batches if trunk is None else FeaturePasses(trunk, batches)
 
     @property
     def jacobian_bytes(self) -> int:

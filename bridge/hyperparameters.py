@@ -90,6 +90,11 @@ def _per_parameter(name: str, value: Any, order: ParameterOrder, *, positive: bo
     found = _checked(name, value, positive=positive)
     if isinstance(found, float | int) or found.shape in ((order.size,), (len(order.names),)):
         return found
+    if found.ndim > 1:
+        raise ValueError(
+            f"{name} of shape {found.shape}: a matrix is none of one number, one per layer or one per parameter. To go on "
+            "from an earlier posterior add the new data to it, fit(loader, override=False)."
+        )
     raise ValueError(
         f"{name} of shape {found.shape} fits neither one number, nor one per layer ({len(order.names)} tensors), nor "
         f"one per parameter ({order.size}), in the order of model.parameters()."

@@ -11,9 +11,10 @@ import numpy as np
 
 from bridge.fitting import FittedModel
 from bridge.options import LinkName
-from bridge.predictives import JACOBIAN_BYTES, best_link, link_for
+from bridge.predictives import JACOBIAN_BYTES, link_for
 from bridge.state import LaplaceState
 from jax_core.data.batches import Batch, batch_size
+from jax_core.data.passes import LoaderPasses
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian
 from jax_core.predictive import link_by_name
 from jax_core.tuning import Report, Tuned
@@ -42,7 +43,13 @@ class Doubts(NamedTuple):
 
 
 def joint(
-    la: LaplaceState, fit: FittedModel, batches: Iterable[Batch] | None, grid: Any, *, evidence: Callable[[], float]
+    la: LaplaceState,
+    fit: FittedModel,
+    passes: LoaderPasses | None,
+    grid: Any,
+    *,
+    link: LinkName,
+    evidence: Callable[[], float],
 ) -> Tuned:
     """The most uncertainty that held-out data, or without them the training batches kept, allow.
 
@@ -50,11 +57,11 @@ def joint(
         ValueError: If there are no data to look at, or one example's Jacobian is too large.
     """
     _refuse_large(fit)
+    batches = None if passes is None else fit.for_head(passes)
     precisions = default_precisions() if grid is None else checked_grid(grid)
     if isinstance(fit.loss.likelihood, Gaussian):
         assert batches is not None
         return _with_noise(la, fit, batches, precisions)
-    link = best_link(fit, la.link_approx)
     if batches is not None:
         family, temperatures = _family(la, fit, link), default_temperatures()
         found = held_out_search(*_model(la, fit), batches, **family, precisions=precisions, temperatures=temperatures)

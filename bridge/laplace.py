@@ -11,21 +11,18 @@ from torch import nn
 
 from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
-from bridge.function_space import FunctionSpace
 from bridge.losses import to_loss
 from bridge.options import LinkName, one_of, spelled, whole
-from bridge.peer_options import curvature_of
-from bridge.predictives import best_link
+from bridge.peer_options import check_structure, curvature_of
 from bridge.subset import Subset, WeightSubset
-from bridge.tuning import TuningMethod, chosen_method, tune
+from bridge.tunable import TunableLaplace
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
 from jax_core.likelihoods import Likelihood
-from jax_core.tuning import Objective, Score, Tuned
 
 
-class Laplace(FunctionSpace):
+class Laplace(TunableLaplace):
     r"""A Laplace approximation around a trained torch model, computed in JAX.
 
     The posterior over weights is $\mathcal N(\theta^*, (\tfrac{1}{\sigma^2 T} G + D)^{-1})$ with the generalised
@@ -81,7 +78,9 @@ class Laplace(FunctionSpace):
             model: A trained module; one in 16 bits is worked on in float32.
             likelihood: ``"classification"`` (classes on the last axis of the outputs), ``"regression"``,
                 ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
-                as torch has them), or a likelihood of ``jax_core``.
+                as torch has them), or a likelihood of ``jax_core``; or ``"reward_modeling"``: the model gives two
+                logits for a pair, the target says which is preferred, and predictions of single inputs are rewards,
+                means and variances as in regression.
             subset_of_weights: Of the parameters with ``requires_grad=True``, ``"all"``, those of the ``"last_layer"``,
                 those of modules in a list of names or patterns (``["head", "layer4.*"]``), or a ``"subnetwork"`` of
                 single weights.
@@ -129,7 +128,7 @@ class Laplace(FunctionSpace):
         one_of("method", method, Method)
         if hessian_structure is None:
             hessian_structure = "kron_lowrank" if method == "auto" else "lowrank"
-        one_of("hessian_structure", hessian_structure, Structure)
+        check_structure(hessian_structure)
         one_of("cache", cache, Cache)
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
@@ -210,58 +209,6 @@ class Laplace(FunctionSpace):
             raise
         self.adopt(fit if before is None else before.with_more(fit), self.hyperparameters)
         return self
-
-    def optimize_prior_precision(
-        self,
-        method: TuningMethod | None = None,
-        *,
-        val_loader: Iterable[Any] | None = None,
-        objective: Objective | Score = "nll",
-        grid: Any = None,
-        layerwise: bool = False,
-        to_batch: ToBatch | None = None,
-    ) -> Tuned:
-        r"""Choose the prior precision and what goes with it, and use them from here on; nothing changes if this fails.
-
-        By default (``"joint"``) the prior precision is chosen together with :attr:`logit_temperature`, or with
-        :attr:`sigma_noise` of a regression where that is one number. Temperature scaling alone is among the choices.
-
-        - With ``val_loader``: the smallest precision, the most uncertainty, whose held-out likelihood is neither below
-          temperature scaling's nor worse than the best by a one-sided paired test at five per cent.
-        - Without, classification and several labels: likewise by the likelihood of some training samples less what the
-          network owes to having seen them (Efron, 2004, doi:10.1198/016214504000000692), within one nat on one of them.
-        - Without, regression: by the largest evidence over precision and noise.
-
-        :meth:`report` says what was chosen by what, beside the figures of the network and of temperature scaling.
-
-        Args:
-            method: ``"joint"``; ``"marglik"``, the largest evidence over the precision alone, which warns where its
-                predictions seem worse than the network's; ``"gridsearch"``, the smallest ``objective`` on held-out
-                data over a grid of precisions, which warns if that lies at an edge. By default what the other
-                arguments ask for, and ``"joint"`` if they leave it open; ``"marglik"`` for a likelihood without
-                predictive density.
-            val_loader: Held-out data, batches as in :meth:`fit`.
-            objective: For ``"gridsearch"``: ``"nll"``, ``"ece"`` (classification), ``"chi2"`` (regression) or a
-                function ``(predictions, targets) -> loss`` of arrays, predictions in the model's shape.
-            grid: Precisions to try; for ``"gridsearch"`` 21 from 1e-4 to 1e6, for ``"joint"`` 73 from 0.1 to 1e5.
-            layerwise: With ``"marglik"``, one precision per parameter tensor, by gradient ascent (needs optax).
-            to_batch: As in :meth:`fit`.
-
-        Returns:
-            What was chosen, what it scored, and the whole curve; per tensor in the order of ``model.parameters()``.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-            ValueError: For another method, arguments that do not go with it, or data that do not fit the model.
-        """
-        fit = self.fit_result()[0]
-        given = {"val_loader": val_loader, "grid": grid, "layerwise": layerwise}
-        chosen = chosen_method(method, self.likelihood, objective, **given)
-        tuned = tune(self, chosen, val_loader, objective, grid, layerwise=layerwise, to_batch=to_batch)
-        self.take(tuned)
-        if chosen == "joint":
-            self.link_approx = best_link(fit, self.link_approx)
-        return tuned
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the model."""

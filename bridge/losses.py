@@ -49,10 +49,10 @@ def to_likelihood(loss: Any) -> Likelihood:
     ``reduction`` is not looked at: a likelihood is a sum over the data.
 
     Args:
-        loss: ``"classification"``, ``"regression"``, ``"multilabel"``; ``nn.CrossEntropyLoss`` (with ``weight``,
-            ``label_smoothing``, ``ignore_index``), ``nn.NLLLoss`` on log-probabilities (``weight``,
-            ``ignore_index``), ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` (with ``pos_weight``), ``nn.BCELoss`` on
-            probabilities, ``nn.PoissonNLLLoss``; or a likelihood of ``jax_core``.
+        loss: ``"classification"``, ``"regression"``, ``"multilabel"``, ``"reward_modeling"``;
+            ``nn.CrossEntropyLoss`` (with ``weight``, ``label_smoothing``, ``ignore_index``), ``nn.NLLLoss`` on
+            log-probabilities (``weight``, ``ignore_index``), ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` (with
+            ``pos_weight``), ``nn.BCELoss`` on probabilities, ``nn.PoissonNLLLoss``; or a likelihood of ``jax_core``.
 
     Raises:
         ValueError: For an unknown name or a loss module with no counterpart.
@@ -68,10 +68,13 @@ def to_loss(loss: Any) -> Loss:
     Raises:
         ValueError: For an unknown name or a loss module with no counterpart.
     """
+    if loss == "reward_modeling":  # a comparison is a choice between two outputs; predictions are rewards
+        return Loss(Categorical(), predicted=Gaussian())
     if isinstance(loss, str):
         if loss not in _NAMES:
             raise ValueError(
-                f"Unknown likelihood {loss!r}. Choose one of {', '.join(map(repr, _NAMES))}, or a loss module."
+                f"Unknown likelihood {loss!r}. Choose one of {', '.join(map(repr, _NAMES))}, 'reward_modeling', or a "
+                "loss module."
             )
         return Loss(as_likelihood(_NAMES[loss]))
     if isinstance(loss, nn.Module):

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.options import one_of
 from jax_core.curvature.fisher_likelihood import Curvature
+from jax_core.fit import Structure
 
 _KINDS: tuple[tuple[str, Curvature], ...] = (("GGN", "ggn"), ("EF", "empirical_fisher"), ("Fisher", "mc_fisher"))
 
@@ -43,6 +45,21 @@ def curvature_of(
     if curvature is not None and found not in (None, curvature):
         raise ValueError(f"curvature={curvature!r}, and the backend asks for {found!r}. Give one of them.")
     return curvature or found or "ggn"
+
+
+def check_structure(structure: Any) -> None:
+    """Refuse an unknown structure, laplace-torch's function space with what stands in its place.
+
+    Raises:
+        ValueError: Naming the structures.
+    """
+    if structure == "gp":
+        raise ValueError(
+            "hessian_structure='gp' is not there: a posterior in function space on n samples is the one over weights of "
+            "the same n. Fit hessian_structure='lowrank', method='gram' on a loader of those samples, rank= as many as "
+            "they have outputs together."
+        )
+    one_of("hessian_structure", structure, Structure)
 
 
 def _kind_of(backend: str) -> Curvature | None:

@@ -1,4 +1,4 @@
-"""A posterior's precision as a value: something to multiply with, and the prior of a next posterior."""
+"""A posterior's precision as a value: something to multiply with."""
 
 from __future__ import annotations
 

@@ -4,140 +4,120 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.dataloader import ToBatch, read_first
+from bridge.dataloader import read_first
 from bridge.fitting import FittedModel, batch_check, checked_passes
+from bridge.hyperparameters import in_core
 from bridge.joint_tuning import doubts_about, joint, with_noise_by_evidence
-from bridge.options import one_of
 from bridge.placement import compiling_for, place_of
 from bridge.prediction import prediction_from_gaussian
-from bridge.predictives import link_for
+from bridge.predictives import best_link, link_for
+from bridge.scores import Score, score_of
+from bridge.search import Search
 from bridge.state import LaplaceState
-from jax_core.data.batches import Batch
+from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
-from jax_core.frozen import FeaturePasses
-from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from jax_core.fit import PER_LAYER
+from jax_core.likelihoods import Bernoulli, Categorical, Gaussian
 from jax_core.operators import Operator
-from jax_core.predictive import GaussianOutputs
+from jax_core.predictive import moments, sampled_predictive
 from jax_core.tuning import (
-    Objective,
     Report,
-    Score,
     Tuned,
     evidence_loss,
     gradient_descent,
     grid_search,
     held_out_losses,
     maximize_evidence,
-    objective_by_name,
 )
 from jax_core.tuning.evidence import log_det
 
-TuningMethod: TypeAlias = Literal["joint", "marglik", "gridsearch"]
+_STEPS, _STEP_SIZE = 100, 0.1  # laplace-torch's
+_STEPS_FROM_SCALAR = 200
 
 
-def chosen_method(
-    method: TuningMethod | None, likelihood: Likelihood, objective: Any, *, val_loader: Any, grid: Any, layerwise: bool
-) -> TuningMethod:
-    """The method asked for, or the best that the arguments allow; arguments that it would not look at are refused.
-
-    Raises:
-        ValueError: Naming what goes with what.
-    """
-    dense = isinstance(likelihood, Categorical | Bernoulli | Gaussian)
-    if method is None:
-        if val_loader is None:
-            method = "joint" if dense and not layerwise else "marglik"
-        else:
-            method = "joint" if objective == "nll" else "gridsearch"
-    one_of("method", method, TuningMethod)
-    if method == "marglik" and (val_loader is not None or grid is not None):
-        raise ValueError("method='marglik' takes neither val_loader nor grid. Choose method='gridsearch' for those.")
-    if method == "gridsearch" and (val_loader is None or layerwise):
-        raise ValueError("method='gridsearch' needs val_loader= and finds one precision for all layers.")
-    if method == "joint":
-        _check_joint(likelihood, objective, layerwise=layerwise, dense=dense)
-    return method
-
-
-def _check_joint(likelihood: Likelihood, objective: Any, *, layerwise: bool, dense: bool) -> None:
-    if objective != "nll" or layerwise:
-        raise ValueError(
-            "method='joint' minimises the negative log-likelihood with one precision for all layers. For another "
-            "objective choose method='gridsearch', for layerwise=True method='marglik'."
-        )
-    if not dense:
-        raise ValueError(
-            f"The likelihood {type(likelihood).__name__} has no predictive density to tune by. Use method='marglik', "
-            "or pass objective=, a function (predictions, targets) -> loss, beside val_loader=."
-        )
-
-
-def tune(
-    la: LaplaceState,
-    method: TuningMethod,
-    val_loader: Iterable[Any] | None,
-    objective: Objective | Score,
-    grid: Any,
-    *,
-    layerwise: bool,
-    to_batch: ToBatch | None,
-) -> Tuned:
-    """The best hyperparameters by one of the methods.
+def tune(la: LaplaceState, search: Search) -> Tuned:
+    """The best hyperparameters by the method of a search.
 
     Raises:
-        ValueError: If data or objective do not fit the model.
+        ValueError: If data or loss do not fit the model.
     """
     fit, _ = la.fit_result()
-    batches = None if val_loader is None else _held_out(la, fit, val_loader, to_batch)
+    batches = None if search.val_loader is None else _held_out(la, fit, search)
     with compiling_for(place_of(fit.params)):
-        if method == "marglik":
-            return _by_marglik(la, fit, layerwise=layerwise)
-        if method == "joint":
+        if search.method in ("marglik", "gradient"):
+            return _by_marglik(la, fit, search)
+        if search.method == "joint":
             if batches is None and isinstance(fit.loss.likelihood, Gaussian):
-                return _regression_by_evidence(la, fit)
-            return joint(la, fit, batches, grid, evidence=partial(evidence_precision, la, fit))
+                return _regression_by_evidence(la, fit, search)
+            link = best_link(fit, search.link_approx or la.link_approx)
+            evidence = partial(evidence_precision, la, fit)
+            return joint(la, fit, batches, search.grid, link=link, evidence=evidence)
         assert batches is not None
-        return _by_grid(la, fit, batches, objective, grid)
+        return _by_grid(la, fit, batches, search)
 
 
-def _held_out(
-    la: LaplaceState, fit: FittedModel, val_loader: Iterable[Any], to_batch: ToBatch | None
-) -> Iterable[Batch]:
-    """Held-out batches for the head of a model, checked before any work where they can be kept."""
+def _held_out(la: LaplaceState, fit: FittedModel, search: Search) -> LoaderPasses:
+    """Held-out batches, checked before any work where they can be kept."""
+    assert search.val_loader is not None
     check = batch_check(fit.traced, fit.loss, fit.layout)
-    reader = la.reading.reader(to_batch, fit.template)
-    _, val_loader = read_first(val_loader, reader)
+    reader = la.reading.reader(search.to_batch, fit.template)
+    _, val_loader = read_first(search.val_loader, reader)
     batches = checked_passes(val_loader, fit.traced, check, la.reading, reader)
     batches.preload()
-    trunk = fit.split.trunk
-    return batches if trunk is None else FeaturePasses(trunk, batches)
+    return batches
 
 
-def _by_grid(
-    la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], objective: Objective | Score, grid: Any
-) -> Tuned:
-    curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
-    link = (link_for(la.link_approx), jax.random.key(la.seed), la.n_samples)
-    finish = prediction_from_gaussian(fit.loss.likelihood, fit.layout, *link, logit_temperature=la.logit_temperature)
-    score = _score_of(objective, fit, la.hyperparameters.sigma_noise)
-    losses = held_out_losses(fit.split.head, fit.params, curvature, batches, score, finish)
-    tuned = grid_search(losses, grid)
-    report = Report("the objective over a grid", "held-out data", tuned.prior_precision)
+def _by_grid(la: LaplaceState, fit: FittedModel, batches: LoaderPasses, search: Search) -> Tuned:
+    link = link_for(search.link_approx or la.link_approx)
+    count = search.n_samples or la.n_samples
+    score = score_of(search.loss, fit, la.hyperparameters.sigma_noise)
+    if search.pred_type == "nn":
+        losses = partial(_sampled_losses, la, fit, batches, score, count)
+    else:
+        curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
+        how = (link, jax.random.key(la.seed), count)
+        finish = prediction_from_gaussian(fit.loss.likelihood, fit.layout, *how, logit_temperature=la.logit_temperature)
+        losses = held_out_losses(fit.split.head, fit.params, curvature, fit.for_head(batches), score, finish)
+    tuned = grid_search(losses, search.grid)
+    report = Report("the loss over a grid", "held-out data", tuned.prior_precision)
     return tuned._replace(report=report)
 
 
-def _by_marglik(la: LaplaceState, fit: FittedModel, *, layerwise: bool) -> Tuned:
+def _sampled_losses(
+    la: LaplaceState, fit: FittedModel, batches: LoaderPasses, score: Score, count: int, precisions: np.ndarray
+) -> np.ndarray:
+    """What the networks at sampled weights score under each precision."""
+    found = []
+    for precision in precisions:
+        posterior = fit.posterior(float(precision), la.hyperparameters.scale, la.order)
+        sampled = sampled_predictive(fit.split.head, posterior, key=jax.random.key(la.seed), num_samples=count)
+        outputs = partial(_averaged, fit, la.logit_temperature)
+        parts = [(outputs(sampled(batch.input)), batch.target) for batch in fit.for_head(batches)]
+        predictions, target = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        found.append(float(score(predictions, target)))
+    return np.array(found)
+
+
+def _averaged(fit: FittedModel, logit_temperature: float, samples: jax.Array) -> Any:
+    """Predictions in the core's shape from sampled outputs."""
+    if isinstance(fit.loss.likelihood, Categorical):
+        return jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0)
+    if isinstance(fit.loss.likelihood, Bernoulli):
+        return jax.nn.sigmoid(samples / logit_temperature).mean(0)
+    return moments(samples)
+
+
+def _by_marglik(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:
     """The largest evidence; where its predictive is worse than the network, that is said."""
     curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
-    tuned = _by_evidence(fit, curvature, la.core_prior_mean, layerwise=layerwise, progress=la.options.progress)
+    tuned = _by_evidence(la, fit, curvature, search)
     if isinstance(tuned.prior_precision, np.ndarray):
         to_torch = la.order.to_torch
         tuned = tuned._replace(prior_precision=to_torch(tuned.prior_precision), precisions=to_torch(tuned.precisions))
@@ -151,7 +131,7 @@ def _by_marglik(la: LaplaceState, fit: FittedModel, *, layerwise: bool) -> Tuned
                 f"worse than the network's: on training batches {doubts.chosen:.3g} nats a sample against "
                 f"{doubts.network:.3g}, both with what a network gains on data it was trained on taken off. Leave out "
                 "method=, or give held-out data as val_loader=.",
-                stacklevel=4,
+                stacklevel=5,
             )
     return tuned._replace(report=report)
 
@@ -161,13 +141,13 @@ def evidence_precision(la: LaplaceState, fit: FittedModel) -> float:
     curvature = fit.fitted.curvature.rescale(la.hyperparameters.scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(_by_evidence(fit, curvature, la.core_prior_mean, layerwise=False, progress=False).prior_precision)
+        return float(_by_evidence(la, fit, curvature, Search(method="marglik", progress=False)).prior_precision)
 
 
-def _regression_by_evidence(la: LaplaceState, fit: FittedModel) -> Tuned:
+def _regression_by_evidence(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:
     """Precision and noise by the evidence; noise per output stays as it is."""
     if not isinstance(la.hyperparameters.sigma_noise, float | int):
-        return _by_marglik(la, fit, layerwise=False)
+        return _by_marglik(la, fit, search)
     unit = fit.fitted.curvature.rescale(1 / la.temperature)
     return with_noise_by_evidence(fit, log_det(unit), _squared_norm(fit, la.core_prior_mean))
 
@@ -177,27 +157,32 @@ def _squared_norm(fit: FittedModel, prior_mean: Any) -> float:
     return float(jnp.sum((flat - prior_mean) ** 2))
 
 
-def _by_evidence(fit: FittedModel, curvature: Operator, prior_mean: Any, *, layerwise: bool, progress: bool) -> Tuned:
-    """The largest evidence: exact for one precision, by gradient ascent from there for one per layer."""
-    squared_norm = _squared_norm(fit, prior_mean)
-    tuned = maximize_evidence(log_det(curvature), get_size(fit.params), squared_norm)
-    if not layerwise:
-        return tuned
-    loss = evidence_loss(curvature, fit.params, prior_mean=prior_mean)
-    leaves = jax.tree.leaves(fit.params)
-    return gradient_descent(loss, np.full(len(leaves), tuned.prior_precision), progress=progress)
+def _by_evidence(la: LaplaceState, fit: FittedModel, curvature: Operator, search: Search) -> Tuned:
+    """The largest evidence: exact for one precision, otherwise by gradient ascent, from there if from nowhere else."""
+    if not search.climbs:
+        return _by_evidence_exactly(la, fit, curvature)
+    if search.prior_structure == "diag" and la.options.structure in PER_LAYER:
+        raise ValueError(
+            f"prior_structure='diag' does not go with hessian_structure={la.options.structure!r}, which takes one "
+            "prior precision for each layer at most. Choose 'layerwise' or 'scalar'."
+        )
+    start = search.init_prior_prec
+    if not search.says_how:
+        with warnings.catch_warnings():  # a maximum at an edge will do to start from
+            warnings.simplefilter("ignore")
+            start = _by_evidence_exactly(la, fit, curvature).prior_precision
+    given = la.checked_prior(1.0 if start is None else start)
+    if isinstance(given, float | int) and search.prior_structure != "scalar":
+        given = np.full(len(la.order.names) if search.prior_structure == "layerwise" else la.order.size, float(given))
+    loss = evidence_loss(curvature, fit.params, prior_mean=la.core_prior_mean)
+    begin = in_core(given, la.order.to_core)
+    steps = search.n_steps or (_STEPS if search.says_how else _STEPS_FROM_SCALAR)
+    found = gradient_descent(loss, begin, steps=steps, step_size=search.lr or _STEP_SIZE, progress=search.progress)
+    if not search.says_how:
+        return found
+    end = found.precisions[-1]  # of the ascent as it was asked for, where laplace-torch's ends
+    return found._replace(prior_precision=float(end) if end.ndim == 0 else end, loss=float(found.losses[-1]))
 
 
-def _score_of(objective: Objective | Score, fit: FittedModel, sigma_noise: Any) -> Callable[[Any, Any], Any]:
-    """A score of predictions in the core's shape; a function of the user's gets them in the model's."""
-    layout = fit.layout
-    if not callable(objective):
-        sigma_noise = sigma_noise if isinstance(sigma_noise, float | int) else sigma_noise.reshape(-1)  # one per output
-        return objective_by_name(objective, fit.loss.likelihood, sigma_noise=sigma_noise)
-
-    def score(predictions: Any, target: Any) -> Any:
-        if isinstance(predictions, GaussianOutputs):
-            return objective(GaussianOutputs(layout.to_model(predictions.mean), predictions.covariance), target)
-        return objective(layout.to_model(predictions), target)
-
-    return score
+def _by_evidence_exactly(la: LaplaceState, fit: FittedModel, curvature: Operator) -> Tuned:
+    return maximize_evidence(log_det(curvature), get_size(fit.params), _squared_norm(fit, la.core_prior_mean))

@@ -138,7 +138,8 @@ class WeightSpace(KeptLaplace):
         r"""$\Sigma^{-1}$: a matrix ``(P, P)`` of ``"full"``, a vector ``(P,)`` of ``"diag"``.
 
         Other structures give a :class:`~bridge.posterior_precision.PosteriorPrecision`, which multiplies vectors and
-        writes the matrix out where it is asked to. Any of them is taken for the ``prior_precision`` of a next Laplace.
+        writes the matrix out where it is asked to. That of ``"diag"`` can be the ``prior_precision`` of a next Laplace;
+        of the others, ``fit(loader, override=False)`` adds data to a posterior.
         """
         found = PosteriorPrecision.of(self.posterior, self.order, self._covered_mean)
         if self.options.structure == "full":

@@ -73,6 +73,7 @@ def gradient_descent(
     *,
     optimizer: Any = None,
     steps: int = 200,
+    step_size: float = 0.1,
     progress: bool = False,
 ) -> Tuned:
     """Minimise a loss in the logarithm of the precision; for the evidence this is gradient ascent.
@@ -81,8 +82,9 @@ def gradient_descent(
         loss: Differentiable, of a precision shaped like ``start``; for instance
             :func:`~jax_core.tuning.evidence.evidence_loss`.
         start: A number, or one per layer.
-        optimizer: An optax gradient transformation; Adam with a step of 0.1 by default.
+        optimizer: An optax gradient transformation; Adam by default.
         steps: Steps.
+        step_size: Of Adam, in the logarithm.
         progress: Show a progress bar.
 
     Returns:
@@ -92,12 +94,15 @@ def gradient_descent(
         ImportError: Without optax.
         ValueError: If ``start`` is not positive or the loss is not finite there.
     """
-    import optax  # an optional dependency: only this search needs it
+    try:
+        import optax  # an optional dependency: only this search needs it
+    except ImportError as error:
+        raise ImportError("A search by gradients needs optax: pip install 'torch-laplace-bridge[tuning]'.") from error
 
     precision = jnp.asarray(start, jnp.result_type(float))
     if not bool((precision > 0).all()):
         raise ValueError(f"A search cannot start at prior_precision={start}. Give positive numbers.")
-    rule = optax.adam(0.1) if optimizer is None else optimizer
+    rule = optax.adam(step_size) if optimizer is None else optimizer
     value_and_grad = jax.jit(jax.value_and_grad(lambda log_precision: loss(jnp.exp(log_precision))))
     point = jnp.log(precision)
     state, path, losses = rule.init(point), [], []
@@ -109,6 +114,8 @@ def gradient_descent(
         losses.append(float(value))
         updates, state = rule.update(gradient, state, point)
         point = optax.apply_updates(point, updates)
+    path.append(np.exp(np.asarray(point)))
+    losses.append(float(value_and_grad(point)[0]))
     best = int(np.nanargmin(losses))
     chosen = path[best]
     return Tuned(float(chosen) if chosen.ndim == 0 else chosen, losses[best], np.stack(path), np.array(losses))

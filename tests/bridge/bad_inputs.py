@@ -196,7 +196,9 @@ ROWS = {
     "samples at the call": Row(ValueError, "n_samples=0", after=lambda la: la(X, n_samples=0)),
     "misspelt keyword": Row(TypeError, "diagonal", after=lambda la: la(X, diagonal=True)),
     "tuning without data": Row(ValueError, "val_loader", after=lambda la: la.optimize_prior_precision("gridsearch")),
-    "tuning by another name": Row(ValueError, "method='cv'", after=lambda la: la.optimize_prior_precision("cv")),
+    "tuning by another name": Row(
+        ValueError, "pred_type='cv'.*'gridsearch'", after=lambda la: la.optimize_prior_precision("cv")
+    ),
     "an empty held-out set": Row(
         ValueError, "empty", after=lambda la: la.optimize_prior_precision("gridsearch", val_loader=[])
     ),

@@ -103,7 +103,7 @@ def test_prior_mean_enters_the_evidence_in_the_order_of_parameters():
 def test_layerwise_precisions_come_back_in_the_order_of_parameters():
     model, (x, y) = network(6), DATA
     la = fit(model, x, y, "classification", "diag")
-    tuned = la.optimize_prior_precision(layerwise=True)
+    tuned = la.optimize_prior_precision(prior_structure="layerwise")
     assert torch.equal(la.prior_precision, torch.from_numpy(tuned.prior_precision).double())
     best = la.log_marginal_likelihood()
     for i in (0, len(ORDER.names) - 1):  # a step along one tensor's own precision only loses

@@ -154,7 +154,7 @@ def test_likelihoods_without_a_predictive_density_take_the_evidence_or_a_score()
     x, y, _ = TRAIN
     for likelihood in (Poisson(), Custom(lambda f, t: ((f - t) ** 2).sum())):
         la = fit(trained(), x, torch.randint(0, 5, (40, 3)).float(), likelihood)
-        with pytest.raises(ValueError, match=r"no predictive density.*'marglik'.*objective="):
+        with pytest.raises(ValueError, match=r"no predictive density.*'marglik'.*loss="):
             la.optimize_prior_precision(val_loader=[(x, y)])
         assert "evidence" in str((silent(la.optimize_prior_precision), la.report())[1])
 

@@ -1,5 +1,7 @@
 """torch's losses as likelihoods: curvature and predictions of a reference, or a refusal with its reason."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from bridge import Laplace, to_likelihood
 from bridge.losses import describe, logits_of_probabilities
@@ -125,3 +127,30 @@ def test_models_in_sixteen_bits_are_worked_on_in_float32(dtype):
     assert p.dtype == dtype
     torch.testing.assert_close(p, wide(X.to(dtype).float()).to(dtype))
     assert model.weight.dtype == dtype
+
+
+class Comparison(nn.Module):
+    """Two logits of a pair, or the reward of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.reward = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.reward(x.flatten(0, 1)).reshape(x.shape[0], 2) if x.ndim == 3 else self.reward(x)
+
+
+def test_rewards_are_fitted_to_pairs_and_predicted_one_by_one_as_laplace_torch_does():
+    from laplace import Laplace as Peer
+
+    torch.manual_seed(0)
+    model, x, y = Comparison(), torch.randn(24, 2, 3), torch.randint(2, (24,))
+    la = fit(model, x, y, "reward_modeling", structure="diag")
+    peer = Peer(copy.deepcopy(model), "reward_modeling", subset_of_weights="all", hessian_structure="diag")
+    peer.fit(DataLoader(TensorDataset(x, y), batch_size=8))
+    mean, variance = la(x[:, 0])
+    torch.testing.assert_close(mean, model(x[:, 0]).detach(), rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip((mean, variance), peer(x[:, 0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(la(x[:, 0])[1], variance)  # the program is kept
+    np.testing.assert_allclose(la.log_marginal_likelihood(), peer.log_marginal_likelihood().detach(), rtol=1e-5)

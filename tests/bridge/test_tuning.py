@@ -2,12 +2,12 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from bridge import Laplace
 from jax_core import chi_squared, expected_calibration_error
@@ -82,15 +82,16 @@ def brier(p, y):
     [
         ("nll", negative_log_likelihood),
         ("ece", calibration_error),
-        (lambda p, y: ((p - jax.nn.one_hot(y, 3)) ** 2).sum(-1).mean(), brier),
+        (brier, brier),
+        (MulticlassAccuracy(3), lambda p, y: MulticlassAccuracy(3)(p, y)),
     ],
-    ids=["nll", "ece", "callable"],
+    ids=["nll", "ece", "callable", "metric"],
 )
 def test_grid_search_finds_what_brute_force_finds(structure, objective, score):
     la = fitted(hessian_structure=structure, rank=10, prior_precision=7.0)
     expected = brute_force(la, probabilities_of(score))
     x, y, _ = data(2)
-    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, y), objective=objective, grid=GRID)
+    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, y), loss=objective, grid=GRID)
     assert isinstance(tuned, Tuned)
     np.testing.assert_allclose(tuned.precisions, GRID)
     np.testing.assert_allclose(tuned.losses, expected, rtol=2e-3, atol=2e-4)
@@ -113,7 +114,7 @@ def test_regression_scores_see_the_noise(objective):
         return -torch.distributions.Normal(mean, deviation).log_prob(targets).mean()
 
     expected = brute_force(la, score)
-    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, targets), objective=objective, grid=GRID)
+    tuned = la.optimize_prior_precision("gridsearch", val_loader=batches(x, targets), loss=objective, grid=GRID)
     np.testing.assert_allclose(tuned.losses, expected, rtol=2e-3, atol=1e-3)
     assert la.prior_precision == GRID[int(expected.argmin())]
 
@@ -147,20 +148,24 @@ def wrong_calls():
         "no data": ({"method": "gridsearch"}, ValueError, "needs val_loader"),
         "data": ({"method": "marglik", "val_loader": loader}, ValueError, "neither val_loader nor grid"),
         "grid": ({"method": "marglik", "grid": [1.0]}, ValueError, "neither val_loader nor grid"),
-        "layers": ({"method": "gridsearch", "val_loader": loader, "layerwise": True}, ValueError, "all layers"),
+        "layers": (
+            {"method": "gridsearch", "val_loader": loader, "prior_structure": "layerwise"},
+            ValueError,
+            "all layers",
+        ),
         "joint objective": (
-            {"method": "joint", "val_loader": loader, "objective": "ece"},
+            {"method": "joint", "val_loader": loader, "loss": "ece"},
             ValueError,
             "method='gridsearch'",
         ),
-        "joint layers": ({"method": "joint", "layerwise": True}, ValueError, "method='marglik'"),
+        "joint layers": ({"method": "joint", "prior_structure": "layerwise"}, ValueError, "method='marglik'"),
         "joint class": ({"val_loader": batches(x, y + 1)}, ValueError, "class 3"),
         "joint shape": ({"val_loader": batches(x[:, :3], y)}, ValueError, "shape"),
         "joint grid": ({"val_loader": loader, "grid": [0.0]}, ValueError, "positive"),
-        "objective": ({"method": "gridsearch", "val_loader": loader, "objective": "chi2"}, ValueError, "'chi2'"),
+        "objective": ({"method": "gridsearch", "val_loader": loader, "loss": "chi2"}, ValueError, "'chi2'"),
         "bad grid": ({"method": "gridsearch", "val_loader": loader, "grid": [1.0, -1.0]}, ValueError, "positive"),
         "no loss": (
-            {"method": "gridsearch", "val_loader": loader, "objective": lambda p, y: float("nan")},
+            {"method": "gridsearch", "val_loader": loader, "loss": lambda p, y: float("nan")},
             ValueError,
             "finite loss",
         ),
@@ -189,9 +194,9 @@ def test_one_precision_per_layer_has_the_larger_evidence(structure):
     scalar = silent(lambda: la.optimize_prior_precision("marglik"))
     evidence = la.log_marginal_likelihood()
     assert isinstance(scalar.prior_precision, float)
-    tuned = la.optimize_prior_precision(layerwise=True)
+    tuned = la.optimize_prior_precision(prior_structure="layerwise")
     assert np.shape(la.prior_precision) == (4,)
-    assert tuned.precisions.shape == (200, 4)
+    assert tuned.precisions.shape == (201, 4)
     np.testing.assert_allclose(tuned.losses[0], scalar.loss, rtol=1e-4)
     assert la.log_marginal_likelihood() > evidence
     np.testing.assert_allclose(la.log_marginal_likelihood() - evidence, scalar.loss - tuned.loss, rtol=1e-2)
@@ -200,3 +205,44 @@ def test_one_precision_per_layer_has_the_larger_evidence(structure):
         for factor in (0.5, 2.0):
             la.prior_precision = best * np.where(np.arange(4) == layer, factor, 1.0)
             assert la.log_marginal_likelihood() < evidence + scalar.loss - tuned.loss + 1e-3
+
+
+@pytest.mark.parametrize("prior", ["scalar", "layerwise", "diag"])
+def test_gradient_ascent_ends_where_laplace_torchs_does(prior, peer_marglik):
+    la = fitted()
+    start = {"init_prior_prec": 2.0, "n_steps": 30, "lr": 0.2, "prior_structure": prior}
+    tuned = silent(lambda: la.optimize_prior_precision("glm", "marglik", **start))
+    np.testing.assert_allclose(la.prior_precision.numpy(), peer_marglik(prior, start), rtol=2e-3)
+    assert tuned.losses[-1] == tuned.loss
+
+
+@pytest.fixture
+def peer_marglik():
+    """The precisions that laplace-torch's own ascent ends at."""
+    from laplace import Laplace as Peer
+
+    def ends(prior, start):
+        x, y, _ = data(1)
+        peer = Peer(trained(), "classification", subset_of_weights="all", hessian_structure="full")
+        peer.fit(DataLoader(TensorDataset(x, y), batch_size=10))
+        silent(lambda: peer.optimize_prior_precision(pred_type="glm", method="marglik", **start))
+        return peer.prior_precision.detach().numpy().reshape(() if prior == "scalar" else -1)
+
+    return ends
+
+
+@pytest.mark.filterwarnings("ignore:The best prior precision")
+def test_grid_search_scores_networks_at_sampled_weights_where_those_predict():
+    la, (x, y, _) = fitted(n_samples=30), data(2)
+    tuned = la.optimize_prior_precision("nn", "gridsearch", val_loader=batches(x, y), grid=[10.0, 1000.0])
+    for precision, found in zip(tuned.precisions, tuned.losses, strict=True):
+        la.prior_precision = precision
+        assert found == pytest.approx(float(negative_log_likelihood(la(x, "nn"), y)), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The best prior precision")
+def test_the_grid_can_be_given_by_the_exponents_of_its_ends():
+    la, (x, y, _) = fitted(), data(2)
+    ends = {"log_prior_prec_min": -1, "log_prior_prec_max": 2, "grid_size": 4}
+    tuned = la.optimize_prior_precision(method="gridsearch", val_loader=batches(x, y), **ends)
+    np.testing.assert_allclose(tuned.precisions, [0.1, 1.0, 10.0, 100.0])

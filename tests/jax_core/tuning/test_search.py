@@ -100,7 +100,7 @@ def test_descent_returns_the_best_point_of_its_path(x64):
     wild = optax.sgd(0.99)  # overshoots the bottom at every step
     found = gradient_descent(loss, 5.0, optimizer=wild, steps=9)
     np.testing.assert_allclose(found.precisions[0], 5.0, rtol=1e-12)
-    assert found.precisions.shape == found.losses.shape == (9,)
+    assert found.precisions.shape == found.losses.shape == (10,)
     np.testing.assert_allclose(found.losses, np.log(found.precisions) ** 2, rtol=1e-9)
     assert found.loss == found.losses.min()
     assert found.prior_precision == found.precisions[found.losses.argmin()]
