@@ -85,7 +85,17 @@ def _for_singles(model: nn.Module, fit: FittedModel, x: Any) -> FittedModel:
             traced = trace_for_fit(network, inputs, fit.traced.tracer)  # pyright: ignore[reportArgumentType]
             layout = output_layout(network, inputs, loss)
         fitted = dataclasses.replace(fit.fitted, outputs_per_sample=layout.size)
-        found = FittedModel(traced, fitted, template, layout, loss, fit.watch, fit.subset, places=fit.places)
+        found = FittedModel(
+            traced,
+            fitted,
+            template,
+            layout,
+            loss,
+            fit.watch,
+            fit.subset,
+            places=fit.places,
+            prior_factor=fit.prior_factor,
+        )
         fit.singles[template.shapes] = found
     return fit.singles[template.shapes]
 
@@ -97,7 +107,17 @@ def _made_for(network: nn.Module, fit: FittedModel, x: Any, size: int) -> Fitted
         traced = trace_for_fit(network, inputs, fit.traced.tracer)  # pyright: ignore[reportArgumentType]
         layout = output_layout(network, inputs, fit.loss)
     fitted = dataclasses.replace(fit.fitted, outputs_per_sample=layout.size)
-    return FittedModel(traced, fitted, template, layout, fit.loss, fit.watch, fit.subset, places=fit.places)
+    return FittedModel(
+        traced,
+        fitted,
+        template,
+        layout,
+        fit.loss,
+        fit.watch,
+        fit.subset,
+        places=fit.places,
+        prior_factor=fit.prior_factor,
+    )
 
 
 def _with_length(template: InputTemplate, length: int) -> InputTemplate:

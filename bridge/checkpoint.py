@@ -93,6 +93,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         "weights": "changed since fit" if la.moved_weights() else digest(la.model),
         "template": dataclasses.asdict(fit.template),
         "layout": dataclasses.asdict(fit.layout),
+        "prior_factor": fit.prior_factor,
         "plan": None if fit.fitted.plan is None else dataclasses.asdict(fit.fitted.plan),
         **{name: getattr(fit.fitted, name) for name in _NUMBERS},
         "trace": fit.fitted.trace,
@@ -172,8 +173,8 @@ def restore(record: Record, la: LaplaceState) -> LaplaceState:
     fitted = Fitted(curvature, **{name: described[name] for name in _NUMBERS}, plan=plan)
     fitted = dataclasses.replace(fitted, trace=described.get("trace"))  # files of earlier versions hold none
     loss = la.loss_for(layout, hyper)
-    places = subset.places(la.model)
-    fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset, places=places)
+    same = {"places": subset.places(la.model), "prior_factor": described.get("prior_factor", 1.0)}
+    fit = FittedModel(traced, fitted, template, layout, loss, WeightWatch(la.model), subset, **same)
     la.adopt(fit, hyper, verified=False)
     la.link_approx = described["link"]
     return la

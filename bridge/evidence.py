@@ -55,7 +55,7 @@ def _value_and_slopes(la: LaplaceState) -> tuple[float, tuple[np.ndarray, np.nda
     hyper, order = la.hyperparameters, la.order
     dtype = jax.tree.leaves(fit.params)[0].dtype
     noise = jnp.asarray(hyper.sigma_noise if isinstance(hyper.sigma_noise, float | int) else 1.0, dtype)
-    prior = jnp.asarray(in_core(hyper.prior_precision, order.to_core), dtype)
+    prior = jnp.asarray(in_core(hyper.prior_precision * fit.prior_factor, order.to_core), dtype)
     mean = jnp.asarray(la.core_prior_mean, dtype)
     likelihood, temperature = fit.loss.likelihood, hyper.temperature
 
@@ -66,7 +66,7 @@ def _value_and_slopes(la: LaplaceState) -> tuple[float, tuple[np.ndarray, np.nda
     scale = 1.0 if not isinstance(hyper.sigma_noise, float | int) else 1 / noise**2
     loss, (of_prior, of_scale) = _loss_and_slopes((prior, scale / temperature), fit.fitted.curvature, fit.params, mean)
     of_noise = of_fit + 2 * of_scale / (noise**3 * temperature)
-    found = -np.asarray(of_prior, np.float64)
+    found = -np.asarray(of_prior, np.float64) * fit.prior_factor
     return float(fitted_part - loss), (found if found.ndim == 0 else order.to_torch(found), np.asarray(of_noise))
 
 

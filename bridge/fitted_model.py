@@ -44,6 +44,8 @@ class FittedModel:
         subset: What is covered.
         look: What the trace depends on beside the weights; nothing for one that was made without data.
         places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
+        prior_factor: What multiplies a prior precision: of a posterior on a subset of the data, how many samples one of
+            it stands for, as laplace-torch has it.
         seen: A batch or two of the data; none of a fit that was read from a file.
         at_lengths: The same for sequences of other lengths, made as they are met.
         singles: Of comparisons, the same for inputs one by one, by their shapes.
@@ -60,6 +62,7 @@ class FittedModel:
     look: tuple[Any, ...] = ()
     seen: tuple[Batch, ...] = ()
     places: np.ndarray | None = None
+    prior_factor: float = 1.0
     at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     singles: dict[Any, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
@@ -113,7 +116,7 @@ class FittedModel:
 
     def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""
-        vector = prior_vector(in_core(prior, order.to_core), self.params)
+        vector = prior_vector(in_core(prior * self.prior_factor, order.to_core), self.params)
         return _posterior(self.params, self.fitted.curvature, scale, vector)
 
 

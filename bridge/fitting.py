@@ -26,6 +26,7 @@ from bridge.parameter_order import ParameterOrder
 from bridge.placement import compiling_for, on_device, place_of
 from bridge.precision import in_float32
 from bridge.retrace import described, refreshed
+from bridge.some_samples import some_samples
 from bridge.subset import Subset, covering
 from bridge.targets import TargetCheck
 from bridge.template import InputTemplate
@@ -45,7 +46,7 @@ Tracer: TypeAlias = Literal["export", "torch2jax", "auto"]
 class ReadOptions:
     """How model and loader are read: the tracer, the cache of ``LoaderPasses``, and whether progress is shown.
 
-    The keys are those of :class:`~bridge.dataloader.BatchReader`.
+    The keys are those of :class:`~bridge.dataloader.BatchReader`; of ``n_subset`` samples alone, where they are few.
     """
 
     tracer: Tracer = "export"
@@ -54,6 +55,7 @@ class ReadOptions:
     progress: bool = True
     dict_key_x: str | None = None
     dict_key_y: str | None = None
+    n_subset: int | None = None
 
     @property
     def budget(self) -> float:
@@ -116,6 +118,10 @@ def _fit(
     before: FittedModel | None = None,
 ) -> FittedModel:
     reader = reading.reader(to_batch)
+    prior_factor = 1.0
+    if reading.n_subset is not None:
+        loader, total = some_samples(loader, reading.n_subset, seed)
+        prior_factor = total / reading.n_subset
     first, loader = read_first(loader, reader)
     network = in_float32(unwrap(model))
     inputs = on_device(network, in_float32(first_inputs(network, first.input)))
@@ -151,7 +157,9 @@ def _fit(
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
     seen = tuple(batch for _, batch in batches.kept)
-    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places)
+    return FittedModel(
+        traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places, prior_factor
+    )
 
 
 def identity(

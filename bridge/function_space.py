@@ -35,8 +35,8 @@ class FunctionSpace(WeightSpace):
 
         Args:
             x: A batch of inputs as the model takes them.
-            pred_type: ``"glm"``, the network linearised at its weights, exactly; or ``"nn"``, the network itself at
-                sampled weights, whose predictions are averaged.
+            pred_type: ``"glm"``, the network linearised at its weights, exactly; ``"nn"``, the network itself at
+                sampled weights, whose predictions are averaged; ``"gp"``, the first, of ``hessian_structure="gp"``.
             joint: For regression: how all outputs of all samples vary together.
             link_approx: Another link than :attr:`link_approx`.
             n_samples: Another number of samples for ``"mc"`` and ``pred_type="nn"``.
@@ -195,6 +195,8 @@ class FunctionSpace(WeightSpace):
 
     def _check_kind(self, pred_type: PredictionType, generator: torch.Generator | None) -> None:
         one_of("pred_type", pred_type, PredictionType)
+        if pred_type == "gp" and self.options.structure != "gp":
+            raise ValueError("pred_type='gp' goes with hessian_structure='gp'. Leave it out: 'glm' is the default.")
         check_generator(generator)
 
     def _inputs(self, x: Any, model_kwargs: dict[str, Any]) -> Any:

@@ -92,8 +92,8 @@ def _per_parameter(name: str, value: Any, order: ParameterOrder, *, positive: bo
         return found
     if found.ndim > 1:
         raise ValueError(
-            f"{name} of shape {found.shape}: a matrix is none of one number, one per layer or one per parameter. To go on "
-            "from an earlier posterior add the new data to it, fit(loader, override=False)."
+            f"{name} of shape {found.shape}: give one number, one per layer or one per parameter. To go on from an "
+            "earlier posterior add the new data to it, fit(loader, override=False)."
         )
     raise ValueError(
         f"{name} of shape {found.shape} fits neither one number, nor one per layer ({len(order.names)} tensors), nor "

@@ -50,6 +50,7 @@ class Laplace(TunableLaplace):
         *,
         last_layer_name: str | None = None,
         subnetwork_indices: Any = None,
+        n_subset: int | None = None,
         curvature: Curvature | None = None,
         method: Method = "auto",
         rank: int = 100,
@@ -86,11 +87,13 @@ class Laplace(TunableLaplace):
                 single weights.
             hessian_structure: ``"kron_lowrank"``, a low rank across the layers beside the exact diagonal of the rest in
                 Kronecker coordinates, which is the default; ``"lowrank"`` alone, the default where a ``method`` is
-                given; ``"kron"``, ``"ekfac"``, ``"full"`` or ``"diag"``.
+                given; ``"kron"``, ``"ekfac"``, ``"full"`` or ``"diag"``; or ``"gp"``, a Gaussian process with the
+                network's kernel on ``n_subset`` training samples (arXiv:2008.08400), outputs curving by themselves.
             last_layer_name: Of the ``"last_layer"``; by default the module through whose output alone parameters reach
                 the model's, found on the first batch (before, it is taken to be the one registered last).
             subnetwork_indices: Of the ``"subnetwork"``: places in the flattened ``model.parameters()``, sampled and
                 given back within all of them; :mod:`bridge.subnetworks` chooses some.
+            n_subset: Of ``"gp"``.
             curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which is the default; ``"empirical_fisher"``,
                 outer products of the gradients at the targets; or ``"mc_fisher"``, at targets drawn from the model.
             method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
@@ -128,12 +131,12 @@ class Laplace(TunableLaplace):
         one_of("method", method, Method)
         if hessian_structure is None:
             hessian_structure = "kron_lowrank" if method == "auto" else "lowrank"
-        check_structure(hessian_structure)
+        check_structure(hessian_structure, n_subset)
         one_of("cache", cache, Cache)
         one_of("tracer", tracer, Tracer)
         for name, count in (("rank", rank), ("passes", passes), ("cache_bytes", cache_bytes)):
             whole(name, count)
-        keys = {"dict_key_x": dict_key_x, "dict_key_y": dict_key_y}
+        keys = {"dict_key_x": dict_key_x, "dict_key_y": dict_key_y, "n_subset": n_subset}
         curvature = curvature_of(curvature, backend, backend_kwargs)
         one_of("curvature", curvature, Curvature)
         how = {"structure": hessian_structure, "curvature": curvature, "method": method, "rank": rank, "passes": passes}

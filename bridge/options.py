@@ -15,7 +15,7 @@ LinkName: TypeAlias = Literal[
     "auto", "probit", "mc", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2"
 ]
 
-PredictionType: TypeAlias = Literal["glm", "nn"]
+PredictionType: TypeAlias = Literal["glm", "nn", "gp"]
 P = ParamSpec("P")
 R = TypeVar("R")
 

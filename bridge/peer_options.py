@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.options import one_of
+from bridge.options import one_of, whole
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.fit import Structure
 
@@ -47,19 +47,20 @@ def curvature_of(
     return curvature or found or "ggn"
 
 
-def check_structure(structure: Any) -> None:
-    """Refuse an unknown structure, laplace-torch's function space with what stands in its place.
+def check_structure(structure: Any, n_subset: int | None) -> None:
+    """Refuse an unknown structure, or a function space without the size of its subset.
 
     Raises:
         ValueError: Naming the structures.
     """
-    if structure == "gp":
-        raise ValueError(
-            "hessian_structure='gp' is not there: a posterior in function space on n samples is the one over weights of "
-            "the same n. Fit hessian_structure='lowrank', method='gram' on a loader of those samples, rank= as many as "
-            "they have outputs together."
-        )
     one_of("hessian_structure", structure, Structure)
+    if (structure == "gp") != (n_subset is not None):
+        raise ValueError(
+            "hessian_structure='gp' needs n_subset=, the number of training samples to work with, and no other "
+            "structure takes it."
+        )
+    if n_subset is not None:
+        whole("n_subset", n_subset)
 
 
 def _kind_of(backend: str) -> Curvature | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import torch
 
 from bridge.dataloader import ToBatch
 from bridge.options import LinkName, PredictionType, one_of, positive, whole
@@ -49,6 +50,12 @@ class Search:
     def says_how(self) -> bool:
         """Whether the ascent is described, and its end asked for, rather than the best that it meets."""
         return any(x is not None for x in (self.n_steps, self.lr, self.init_prior_prec))
+
+    def rescaled(self, factor: float) -> Search:
+        """With precisions times a factor."""
+        start = None if self.init_prior_prec is None else torch.as_tensor(self.init_prior_prec) * factor
+        grid = None if self.grid is None else np.asarray(self.grid, np.float64) * factor
+        return replace(self, init_prior_prec=start, grid=grid)
 
     def checked(self, likelihood: Likelihood) -> Search:
         """With the method asked for, or the best that the arguments allow; what it would not look at is refused.

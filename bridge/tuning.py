@@ -49,6 +49,13 @@ def tune(la: LaplaceState, search: Search) -> Tuned:
         ValueError: If data or loss do not fit the model.
     """
     fit, _ = la.fit_result()
+    if fit.prior_factor != 1.0:  # searches are about the precision in force
+        tuned = _tune(la, fit, search.rescaled(fit.prior_factor))
+        return rescaled(tuned, 1 / fit.prior_factor)
+    return _tune(la, fit, search)
+
+
+def _tune(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:
     batches = None if search.val_loader is None else _held_out(la, fit, search)
     with compiling_for(place_of(fit.params)):
         if search.method in ("marglik", "gradient"):
@@ -61,6 +68,15 @@ def tune(la: LaplaceState, search: Search) -> Tuned:
             return joint(la, fit, batches, search.grid, link=link, evidence=evidence)
         assert batches is not None
         return _by_grid(la, fit, batches, search)
+
+
+def rescaled(tuned: Tuned, factor: float) -> Tuned:
+    """A result with its precisions in another unit."""
+    report = tuned.report
+    if report is not None:
+        report = dataclasses.replace(report, prior_precision=report.prior_precision * factor)
+    scaled = {"prior_precision": tuned.prior_precision * factor, "precisions": tuned.precisions * factor}
+    return tuned._replace(report=report, **scaled)
 
 
 def _held_out(la: LaplaceState, fit: FittedModel, search: Search) -> LoaderPasses:
@@ -96,7 +112,7 @@ def _sampled_losses(
     """What the networks at sampled weights score under each precision."""
     found = []
     for precision in precisions:
-        posterior = fit.posterior(float(precision), la.hyperparameters.scale, la.order)
+        posterior = fit.posterior(float(precision) / fit.prior_factor, la.hyperparameters.scale, la.order)
         sampled = sampled_predictive(fit.split.head, posterior, key=jax.random.key(la.seed), num_samples=count)
         outputs = partial(_averaged, fit, la.logit_temperature)
         parts = [(outputs(sampled(batch.input)), batch.target) for batch in fit.for_head(batches)]

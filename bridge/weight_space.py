@@ -7,11 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 
 from bridge.evidence import differentiable_evidence
-from bridge.hyperparameters import per_parameter
 from bridge.keeping import KeptLaplace
 from bridge.options import check_generator, whole
 from bridge.parameter_order import ParameterOrder
@@ -130,8 +128,7 @@ class WeightSpace(KeptLaplace):
     @property
     def prior_precision_diag(self) -> torch.Tensor:
         """The prior precision of each weight, ``(P,)``."""
-        values = per_parameter(self.hyperparameters.prior_precision, self.order)
-        return torch.as_tensor(np.broadcast_to(values, self.order.size).copy()).to(self._covered_mean)
+        return self._tensor(jnp.broadcast_to(self.posterior.prior_precision, self.order.size))
 
     @property
     def posterior_precision(self) -> torch.Tensor | PosteriorPrecision:

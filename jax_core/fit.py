@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_core.curvature.data_sums import DataSums
 from jax_core.curvature.fisher_likelihood import Curvature, with_curvature
+from jax_core.curvature.independent_outputs import IndependentOutputs
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
@@ -33,9 +36,11 @@ from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
 
-Structure = Literal["lowrank", "full", "diag", "kron", "ekfac", "kron_lowrank"]
+Structure = Literal["lowrank", "full", "diag", "kron", "ekfac", "kron_lowrank", "gp"]
 PER_LAYER: frozenset[Structure] = frozenset({"kron", "ekfac", "kron_lowrank"})
 """Structures whose prior is one number for each layer at most."""
+
+_ROWS_BYTES = 2**32  # of all rows of a posterior in function space
 
 Method = Literal["auto", "lanczos", "block_lanczos", "lobpcg", "nystrom", "gram"]
 
@@ -47,7 +52,8 @@ class FitOptions:
     Attributes:
         structure: ``"lowrank"``, ``"full"``, ``"diag"``; Kronecker products of each layer, ``"kron"``, or with the
             exact diagonal in their coordinates, ``"ekfac"``; or a low rank across the layers with that diagonal
-            of what it leaves out, ``"kron_lowrank"``.
+            of what it leaves out, ``"kron_lowrank"``; all rows of a few samples with outputs that curve by
+            themselves, a posterior in function space, ``"gp"``.
         curvature: The GGN, ``"ggn"``, or outer products of gradients in its place, at the targets given,
             ``"empirical_fisher"``, or drawn from the model, ``"mc_fisher"``.
         method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
@@ -123,6 +129,9 @@ def fit_curvature(
         FloatingPointError: If outputs or products are not finite.
         MemoryError: If the result cannot fit, with the numbers and what would.
     """
+    if options.structure == "gp":
+        options = _of_all_rows(options, model_fn, params, passes)
+        likelihood = IndependentOutputs(likelihood)
     options.check(get_size(params))
     trunk, head = split(model_fn, params, example_shapes(passes.peek().input))
     passes = passes if trunk is None else FeaturePasses(trunk, passes)
@@ -143,6 +152,17 @@ def fit_curvature(
     warn_of_left_out(curvature, trace)
     known = None if trace is None else trace * factor
     return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll), known)
+
+
+def _of_all_rows(options: FitOptions, model_fn: ModelFn, params: Params, passes: LoaderPasses) -> FitOptions:
+    """A posterior in function space on few samples as the one over weights, with every row of their curvature."""
+    passes.preload()
+    example, size = example_shapes(passes.peek().input), get_size(params)
+    rows = (passes.num_samples or size) * math.prod(jax.eval_shape(model_fn, example, params).shape)
+    if rows >= size:
+        return dataclasses.replace(options, structure="full", method="auto")
+    how = {"tolerance": 0.0, "rows_bytes": _ROWS_BYTES}
+    return dataclasses.replace(options, structure="lowrank", method="gram", rank=rows, **how)
 
 
 def make_plan(source: Source, options: FitOptions) -> Plan:
