@@ -1,0 +1,113 @@
+"""The page for users of laplace-torch: a row for each of its public names and arguments, code that runs."""
+
+import enum
+import functools
+import inspect
+import warnings
+
+import laplace
+import laplace.curvature
+import laplace.utils
+import pytest
+import torch
+from laplace.baselaplace import FunctionalLaplace, ParametricLaplace
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bridge
+import bridge.subnetworks
+import jax_core
+from bridge import Laplace
+from tests.docs.tables import DOCS, blocks, path_of, quoted, rows
+
+PAGE = (DOCS / "from_laplace_torch.md").read_text()
+NAMED = {name for left, _ in rows(PAGE) for name in quoted(left)}
+CLASSES = [
+    value
+    for value in map(functools.partial(getattr, laplace), laplace.__all__)
+    if inspect.isclass(value) and not issubclass(value, enum.Enum)
+]
+
+
+def public(names):
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("module", [laplace, laplace.utils, laplace.curvature], ids=lambda m: m.__name__)
+def test_every_public_name_has_a_row(module):
+    assert public(module.__all__) <= NAMED
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
+def test_every_public_member_and_option_of_a_class_has_a_row(kind):
+    assert public(dir(kind)) <= NAMED
+    assert set(inspect.signature(kind.__init__).parameters) - {"self"} <= NAMED
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        laplace.Laplace,
+        laplace.marglik_training,
+        ParametricLaplace.fit,
+        ParametricLaplace.__call__,
+        ParametricLaplace.log_prob,
+        ParametricLaplace.functional_variance,
+        ParametricLaplace.optimize_prior_precision,
+        FunctionalLaplace.optimize_prior_precision,
+    ],
+    ids=lambda f: f.__qualname__,
+)
+def test_every_argument_has_a_row(function):
+    assert set(inspect.signature(function).parameters) - {"self", "args", "kwargs"} <= NAMED
+
+
+def test_what_is_the_same_is_there():
+    fields = {"seed", "likelihood", "model", "temperature"}
+    missing = []
+    arguments = {
+        name
+        for function in (
+            Laplace.__init__,
+            Laplace.fit,
+            Laplace.forward,
+            Laplace.optimize_prior_precision,
+            Laplace.log_prob,
+            Laplace.functional_variance,
+            bridge.marglik_training,
+        )
+        for name in inspect.signature(function).parameters
+    }
+    for left, right in rows(PAGE):
+        if right.startswith("the same"):
+            missing += [n for n in quoted(left)[:1] if not hasattr(Laplace, n) and n not in arguments | fields]
+    assert not missing
+
+
+def test_names_of_ours_are_there():
+    places = {"bridge": bridge, "jax_core": jax_core, "torch": torch, "la": Laplace}
+    fitted = {"fitted"}  # a property: what it returns is looked at below
+    for _, right in rows(PAGE):
+        for token in quoted(right):
+            first, *rest = path_of(token)
+            if first in places and not fitted & set(rest):
+                functools.reduce(getattr, rest, places[first])
+
+
+def test_code_on_the_page_runs_and_takes_laplace_torchs_enumerations():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 3, generator=generator)
+    loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=20)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    given = {"model": model, "train_loader": loader, "val_loader": loader, "x": inputs[:5]}
+    (block,) = blocks(PAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the grid's edge, of a network that was not trained
+        exec(compile(block, "from_laplace_torch.md", "exec"), given)
+    torch.testing.assert_close(given["probabilities"].sum(-1), torch.ones(5))
+    kinds = laplace.Likelihood.CLASSIFICATION, laplace.SubsetOfWeights.ALL, laplace.HessianStructure.LOWRANK
+    la = Laplace(model, *kinds, rank=5).fit(loader)
+    assert la.fitted.curvature.U.shape == (26, 5) and la.fitted.nll > 0
+    found = la(inputs[:5], pred_type=laplace.PredType.GLM, link_approx=laplace.LinkApprox.PROBIT)
+    assert found.shape == (5, 2)
