@@ -44,9 +44,10 @@ def test_predictions_are_those_of_laplace_torchs_gaussian_process(likelihood, co
 
     options = {"prior_precision": 2.0, **({"sigma_noise": 0.5} if likelihood == "regression" else {})}
     ours = process(likelihood, count, subset, **options)(X[:5], "gp")
+    model = network(likelihood)
     torch.set_default_dtype(torch.float64)
     try:
-        peer = Peer(network(likelihood), likelihood, subset, "gp", n_subset=count, backend=CurvlinopsGGN, **options)
+        peer = Peer(model, likelihood, subset, "gp", n_subset=count, backend=CurvlinopsGGN, **options)
         silent(lambda: peer.fit(loader(likelihood)))
         theirs = peer(X[:5], pred_type="gp")
     finally:
