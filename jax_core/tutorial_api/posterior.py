@@ -46,8 +46,8 @@ class PosteriorFn(ShortRepr):
                 ``sigma_noise`` ($\sigma$) or ``sigma_squared``, and ``temperature`` ($T$).
             loss_scaling_factor: Scale of the loss behind the curvature.
 
-        Noise divides the curvature and a scale multiplies it; laplax multiplies by ``sigma_squared`` and divides by the
-        scale, so that a number carried over from there is to be inverted.
+        laplax multiplies the curvature by ``sigma_squared``: carry its inverse over from there. Its scale divides the
+        precision, the prior's share too.
 
         Raises:
             TypeError: For any other key, or without ``prior_prec``.
