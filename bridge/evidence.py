@@ -29,7 +29,9 @@ def differentiable_evidence(la: LaplaceState, prior_precision: Any, sigma_noise:
     value, slopes = _value_and_slopes(la)
     moving = (v if isinstance(v, torch.Tensor) and v.requires_grad else None for v in (prior_precision, sigma_noise))
     along = [(tensor, slope) for tensor, slope in zip(moving, slopes, strict=True) if tensor is not None]
-    shaped = [torch.tensor(_spread(slope, tensor, la.order)).reshape(tensor.shape).to(tensor) for tensor, slope in along]
+    shaped = [
+        torch.tensor(_spread(slope, tensor, la.order)).reshape(tensor.shape).to(tensor) for tensor, slope in along
+    ]
     first = along[0][0]
     found = torch.tensor(value, dtype=first.dtype, device=first.device)
     return _Evidence.apply(found, shaped, *(tensor for tensor, _ in along))

@@ -31,7 +31,9 @@ def data(likelihood="classification", n=30):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, 4, generator=generator, dtype=torch.float64)
     values = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-    return x, {"classification": values.argmax(1), "regression": values, "multilabel": (values > 0).double()}[likelihood]
+    return x, {"classification": values.argmax(1), "regression": values, "multilabel": (values > 0).double()}[
+        likelihood
+    ]
 
 
 def loader(likelihood="classification", part=slice(None), batch=8):

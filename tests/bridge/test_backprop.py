@@ -92,7 +92,7 @@ def test_every_kind_of_prediction_has_its_slope(made, asked):
 
 
 def test_samples_have_a_slope_where_outputs_vary_alike(made):
-    """Of a last layer all outputs of a regression have one variance: eigenvectors of equal eigenvalues have no slope."""
+    # of a last layer all outputs of a regression have one variance: eigenvectors of equal eigenvalues have no slope
     la = make("full", "last_layer", "regression", enable_backprop=True).fit(loader("regression"))
     check(lambda x: ASKED["functional_samples"](la, x), new())
 

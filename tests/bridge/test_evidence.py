@@ -43,7 +43,9 @@ def test_slope_along_the_noise_is_the_difference_quotient(structure, temperature
     noise = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     value = la.log_marginal_likelihood(3.0, noise)
     (slope,) = torch.autograd.grad(value, noise)
-    torch.testing.assert_close(slope, differences(lambda s: la.log_marginal_likelihood(3.0, s), noise), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        slope, differences(lambda s: la.log_marginal_likelihood(3.0, s), noise), rtol=1e-6, atol=1e-6
+    )
     torch.testing.assert_close(value.detach(), la.log_marginal_likelihood(3.0, 0.6))
 
 

@@ -126,7 +126,7 @@ def test_a_generator_repeats_its_samples_and_without_one_torchs_seed_does():
         torch.manual_seed(5)
         found.append(la.sample(4))
     assert torch.equal(*found) and not torch.equal(found[0], la.sample(4))
-    with pytest.raises(TypeError, match="Give a torch.Generator"):
+    with pytest.raises(TypeError, match=r"Give a torch\.Generator"):
         la.sample(4, generator=0)
     with pytest.raises(ValueError, match="n_samples=0"):
         la.sample(0)
@@ -181,7 +181,9 @@ def test_what_laplace_torch_says_of_weights_is_said_here(torch64, structure, sub
     torch.testing.assert_close(matrix(la.posterior_precision), matrix(theirs), rtol=1e-6, atol=1e-8)
     for name in ("log_det_ratio", "log_det_posterior_precision", "scatter", "log_likelihood"):
         wanted = getattr(peer, name)
-        torch.testing.assert_close(getattr(la, name), torch.as_tensor(wanted).reshape(()).detach(), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            getattr(la, name), torch.as_tensor(wanted).reshape(()).detach(), rtol=1e-6, atol=1e-8
+        )
     value = flat(network())[list(COVERED[subset])] + 0.1
     if structure != "kron":  # whose log_prob laplace-torch does not compute
         wanted = peer.log_prob(value).reshape(()).detach()
