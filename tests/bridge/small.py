@@ -45,7 +45,7 @@ def make(structure="full", subset="all", likelihood="classification", **options)
     """Not fitted; a low rank as high as it goes, whose rows drop nothing."""
     more = {"subnetwork_indices": torch.tensor(INDICES)} if subset == "subnetwork" else {}
     more |= {"sigma_noise": NOISE} if likelihood == "regression" else {}
-    how = {"rank": len(COVERED[subset]), "prior_precision": PRIOR, "progress": False} | more | options
+    how = {"rank": len(COVERED.get(subset, INDICES)), "prior_precision": PRIOR, "progress": False} | more | options
     la = Laplace(network(), likelihood, subset, structure, **how)
     la.options = type(la.options)(**{**vars(la.options), "tolerance": 0.0})
     return la
