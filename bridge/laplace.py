@@ -208,7 +208,7 @@ class Laplace(FunctionSpace):
         except KeyboardInterrupt as stop:
             stop.add_note("The fit was interrupted; this Laplace is as it was before.")
             raise
-        self.adopt(fit if before is None else before.with_more(fit), self.hyperparameters)
+        self.adopt(fit if before is None else before.with_more(fit, rank=self.options.rank), self.hyperparameters)
         return self
 
     def optimize_prior_precision(

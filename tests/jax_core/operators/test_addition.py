@@ -80,6 +80,13 @@ def test_low_ranks_add_to_the_best_approximation_of_their_larger_rank(size, rank
         np.testing.assert_allclose(left_out, values[: size - rank].sum(), atol=1e-7)
 
 
+def test_a_rank_that_is_asked_for_keeps_both_sums_whole(x64):
+    first, second = low_rank(0, 9, 3), low_rank(1, 9, 4)
+    np.testing.assert_allclose(matrix(add(first, second, rank=50)), matrix(first) + matrix(second), atol=1e-9)
+    assert add(first, second, rank=50).rank == 7 and add(first, second, rank=2).rank == 2
+    assert add(block_low_rank(0), block_low_rank(4), rank=5).rank == 5
+
+
 def test_low_ranks_add_exactly_where_their_span_allows(x64):
     first = low_rank(0, 6, 3)
     second = LowRank(first.U, first.s[::-1], jnp.zeros(()))
