@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
-from torch.autograd.function import once_differentiable
 
 from bridge.tensors import to_jax, to_torch
 
@@ -22,7 +21,7 @@ def differentiable(function: Callable[[Any], Any], inputs: Any, arrays: Any) -> 
     """``function`` of a tree of JAX arrays, so that torch can differentiate the result once by the tensors behind them.
 
     The backward pass is the vector-Jacobian product of the function itself, curvature and all; a second derivative is
-    refused by torch.
+    refused.
 
     Args:
         function: From arrays to a tree of arrays.
@@ -33,6 +32,28 @@ def differentiable(function: Callable[[Any], Any], inputs: Any, arrays: Any) -> 
     found = _Through.apply(function, arrays, parts, *jax.tree.leaves(inputs))
     assert isinstance(found, tuple)
     return jax.tree.unflatten(parts[0], found)
+
+
+def without_second(gradients: Sequence[torch.Tensor | None], inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """First derivatives whose own derivative by ``inputs`` raises ``RuntimeError``, where torch records one."""
+    if not torch.is_grad_enabled():
+        return list(gradients)
+    return [None if gradient is None else _First.apply(gradient, *inputs) for gradient in gradients]
+
+
+class _First(torch.autograd.Function):
+    """A gradient that is the last: torch would take it for a constant otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise RuntimeError(
+            "This is differentiated twice, and a Laplace gives torch first derivatives alone. Leave create_graph=True "
+            "out, or detach the gradient."
+        )
 
 
 class _Through(torch.autograd.Function):
@@ -53,15 +74,15 @@ class _Through(torch.autograd.Function):
         outputs, ctx.pull = jax.vjp(of_floating, *[leaf for f, leaf in zip(floating, fixed, strict=True) if f])
         ctx.floating, ctx.dtypes = floating, [out.dtype for out in outputs]
         ctx.like = [(leaf.device, leaf.dtype) for leaf in leaves]
+        ctx.save_for_backward(*leaves)
         first = leaves[0]
         dtype = first.dtype if first.is_floating_point() else None
         return tuple(to_torch(out).to(device=first.device, dtype=dtype) for out in outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         given = tuple(
-            jnp.asarray(to_jax(cotangent.contiguous())).astype(dtype)
+            jnp.asarray(to_jax(cotangent.detach().contiguous())).astype(dtype)
             for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
         )
         pulled = iter(ctx.pull(given))
@@ -69,4 +90,4 @@ class _Through(torch.autograd.Function):
             to_torch(next(pulled)).to(*like) if floating else None
             for floating, like in zip(ctx.floating, ctx.like, strict=True)
         ]
-        return None, None, None, *gradients
+        return None, None, None, *without_second(gradients, (*grad_outputs, *ctx.saved_tensors))

@@ -83,6 +83,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         tensors[name] = torch.from_numpy(np.array(getattr(hyper, name), np.float64))
     described = {
         "structure": la.options.structure,
+        "of": la.options.curvature,
         "curvature": kinds_of(curvature),
         "subset": dataclasses.asdict(fit.subset),
         "likelihood": describe(la.likelihood),
@@ -109,11 +110,13 @@ def check_description(record: Record, la: LaplaceState) -> None:
     """
     for name, ours, remedy in (
         ("structure", la.options.structure, "hessian_structure"),
+        ("of", la.options.curvature, "curvature"),
         ("likelihood", describe(la.likelihood), "likelihood"),
     ):
-        if record.described[name] != ours:
+        theirs = record.described.get(name, "ggn")  # files of earlier versions hold no other curvature
+        if theirs != ours:
             raise ValueError(
-                f"{record.source} holds a posterior with {remedy}={record.described[name]!r}, this Laplace has "
+                f"{record.source} holds a posterior with {remedy}={theirs!r}, this Laplace has "
                 f"{ours!r}. Construct it with the {remedy} that was saved."
             )
     subset, order = covered_by(record, la)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
+from bridge.backprop import without_second
 from bridge.hyperparameters import in_core
+from bridge.parameter_order import ParameterOrder
 from bridge.state import LaplaceState
 from jax_core.operators import Operator
 from jax_core.tuning import evidence_loss
@@ -26,27 +27,36 @@ def differentiable_evidence(la: LaplaceState, prior_precision: Any, sigma_noise:
         sigma_noise: Likewise of the noise.
     """
     value, slopes = _value_and_slopes(la)
-    given = [v if isinstance(v, torch.Tensor) else None for v in (prior_precision, sigma_noise)]
+    moving = (v if isinstance(v, torch.Tensor) and v.requires_grad else None for v in (prior_precision, sigma_noise))
+    along = [(tensor, slope) for tensor, slope in zip(moving, slopes, strict=True) if tensor is not None]
     shaped = [
-        None if tensor is None else torch.as_tensor(slope).reshape(tensor.shape).to(tensor)
-        for tensor, slope in zip(given, slopes, strict=True)
+        torch.tensor(_spread(slope, tensor, la.order)).reshape(tensor.shape).to(tensor) for tensor, slope in along
     ]
-    first = next(tensor for tensor in given if tensor is not None)
-    return _Evidence.apply(torch.tensor(value, dtype=first.dtype, device=first.device), *shaped, *given)
+    first = along[0][0]
+    found = torch.tensor(value, dtype=first.dtype, device=first.device)
+    return _Evidence.apply(found, shaped, *(tensor for tensor, _ in along))
+
+
+def _spread(slope: np.ndarray, tensor: torch.Tensor, order: ParameterOrder) -> np.ndarray:
+    """A slope per tensor of parameters, of numbers that were given per parameter and are equal within each."""
+    if slope.ndim == 0 or slope.size == tensor.numel():
+        return slope
+    return np.repeat(slope / order.sizes, order.sizes)
 
 
 class _Evidence(torch.autograd.Function):
-    """A number with known slopes along two tensors."""
+    """A number with known slopes along some tensors."""
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, of_prior: Any, of_noise: Any, prior: Any, noise: Any) -> torch.Tensor:
-        ctx.slopes = of_prior, of_noise
+    def forward(ctx: Any, value: torch.Tensor, slopes: list[torch.Tensor], *along: torch.Tensor) -> torch.Tensor:
+        ctx.slopes = slopes
+        ctx.save_for_backward(*along)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, None, *(None if slope is None else grad_outputs[0] * slope for slope in ctx.slopes)
+        slopes = [(grad_outputs[0] * slope).detach() for slope in ctx.slopes]
+        return None, None, *without_second(slopes, (*grad_outputs, *ctx.saved_tensors))
 
 
 def _value_and_slopes(la: LaplaceState) -> tuple[float, tuple[np.ndarray, np.ndarray]]:

@@ -106,13 +106,13 @@ class FittedModel:
         leaves = jax.tree.leaves(self.params)
         return self.fitted.outputs_per_sample * sum(leaf.nbytes for leaf in leaves)
 
-    def with_more(self, other: FittedModel) -> FittedModel:
-        """The fit of both fits' data, which are at the same weights.
+    def with_more(self, other: FittedModel, *, rank: int | None = None) -> FittedModel:
+        """The fit of both fits' data, which are at the same weights; a low rank keeps so many eigenpairs.
 
         Raises:
             TypeError: If their curvatures have no sum.
         """
-        return replace(other, fitted=self.fitted.with_more(other.fitted), seen=(*self.seen, *other.seen))
+        return replace(other, fitted=self.fitted.with_more(other.fitted, rank=rank), seen=(*self.seen, *other.seen))
 
     def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""

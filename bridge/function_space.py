@@ -15,6 +15,7 @@ from bridge.options import LinkName, PredictionType, check_generator, one_of, wh
 from bridge.predictives import Request, distribution, is_regression, predict, sampled_outputs
 from bridge.sampling import entropies, gaussian_samples, key_of, to_predictions
 from bridge.weight_space import WeightSpace
+from jax_core.likelihoods import Gaussian
 
 
 class FunctionSpace(WeightSpace):
@@ -119,8 +120,8 @@ class FunctionSpace(WeightSpace):
         whole("n_samples", n_samples)
         ready, posterior = self.ready_for(x), self.posterior
         if pred_type == "nn":
-            key = key_of(generator)
-            outputs = sampled_outputs(ready.fit, posterior, ready.batch, key=key, num_samples=n_samples)
+            how = {"key": key_of(generator), "num_samples": n_samples, "backprop": self.enable_backprop}
+            outputs = sampled_outputs(ready.fit, posterior, ready.batch, **how)
             return torch.stack([ready.shown(one) for one in outputs])
         given = distribution(ready.fit, posterior, ready.batch, joint=False, backprop=self.enable_backprop)
         mean, covariance = ready.shown(given)
@@ -158,9 +159,18 @@ class FunctionSpace(WeightSpace):
 
         Returns:
             By these names, in the shape of ``model(x)``, without the axis of classes.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+            ValueError: For a likelihood whose noise is no number, such as that of counts.
         """
         fit = self.fit_result()[0]
         if is_regression(fit):
+            if not isinstance(fit.predicted, Gaussian):
+                raise ValueError(
+                    f"The likelihood {type(fit.predicted).__name__} has no noise to set apart. The variance of the "
+                    "function is la(x, diagonal_output=True)[1]."
+                )
             variance = self(x, diagonal_output=True)[1]
             noise = torch.as_tensor(self.sigma_noise).to(variance)
             aleatoric = (noise**2).reshape(fit.layout.shape if noise.ndim else ()).expand_as(variance)
@@ -182,7 +192,14 @@ class FunctionSpace(WeightSpace):
 
         Returns:
             What :meth:`forward` gives, concatenated over the batches, and the targets.
+
+        Raises:
+            ValueError: If the loader is empty, or for ``joint=True``, which relates the samples of one batch alone.
         """
+        if options.get("joint"):
+            raise ValueError(
+                "joint=True relates the samples of one batch. Call la(x, joint=True) on all that belong together."
+            )
         reader = self.reading.reader(to_batch)
         predictions, targets = [], []
         for given in tqdm(loader, "Predicting", disable=not self.options.progress, leave=False, delay=1):

@@ -210,7 +210,7 @@ class Laplace(TunableLaplace):
         except KeyboardInterrupt as stop:
             stop.add_note("The fit was interrupted; this Laplace is as it was before.")
             raise
-        self.adopt(fit if before is None else before.with_more(fit), self.hyperparameters)
+        self.adopt(fit if before is None else before.with_more(fit, rank=self.options.rank), self.hyperparameters)
         return self
 
     def extra_repr(self) -> str:

@@ -26,5 +26,13 @@ def with_keywords(model: nn.Module, x: Any, named: dict[str, Any]) -> dict[str, 
     for name in () if takes_any else named:
         if name not in known:
             raise unknown_option("A prediction", name, [*_OPTIONS, *known])
-    first = dict(x) if isinstance(x, Mapping) else {known[0]: x}
+    if isinstance(x, Mapping):
+        first = dict(x)
+    elif known and known[0] not in named:
+        first = {known[0]: x}
+    else:
+        raise TypeError(
+            f"{type(unwrap(model)).__name__}.forward has no first input by name beside {', '.join(map(repr, named))}. "
+            "Give all inputs in one mapping."
+        )
     return {**first, **named}

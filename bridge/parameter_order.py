@@ -41,8 +41,8 @@ class ParameterOrder:
         if names is not None and not covered:
             held = ", ".join(sorted(names)) or "none"
             raise ValueError(
-                f"The last layer has no parameter with requires_grad=True (it holds {held}), so there is nothing to be "
-                "uncertain about. Name another module with last_layer_name=."
+                f"What is to be covered has no parameter with requires_grad=True (it holds {held}), so there is "
+                "nothing to be uncertain about. Name others with last_layer_name= or in the list of subset_of_weights=."
             )
         if not covered:
             raise ValueError(

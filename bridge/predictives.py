@@ -73,14 +73,16 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
     return _pushed(fit, x, push_linearized, backprop=request.backprop)
 
 
-def sampled_outputs(fit: FittedModel, posterior: Posterior, x: Any, *, key: jax.Array, num_samples: int) -> Any:
+def sampled_outputs(
+    fit: FittedModel, posterior: Posterior, x: Any, *, key: jax.Array, num_samples: int, backprop: bool = False
+) -> Any:
     """Outputs ``(S, B, *shape)`` of the network itself at weights drawn from the posterior."""
 
     def push(model_fn: Any, inputs: Any) -> jax.Array:
         drawn = sampled_predictive(model_fn, posterior, key=key, num_samples=num_samples)(inputs)
         return fit.layout.to_model(drawn, lead=2)
 
-    return _pushed(fit, x, push)
+    return _pushed(fit, x, push, backprop=backprop)
 
 
 def distribution(

@@ -48,14 +48,14 @@ def at_random(model: nn.Module, count: int, generator: torch.Generator | None = 
     return torch.randperm(size, generator=generator)[:count].sort().values
 
 
-def by_module(model: nn.Module, names: Sequence[str]) -> torch.Tensor:
+def by_module(model: nn.Module, names: str | Sequence[str]) -> torch.Tensor:
     """All weights of modules, by names or patterns (``"layer4.*"``)."""
-    return _of_names(model, _names(model, tuple(names)))
+    return _of_names(model, _names(model, names))
 
 
-def by_parameter(model: nn.Module, names: Sequence[str]) -> torch.Tensor:
+def by_parameter(model: nn.Module, names: str | Sequence[str]) -> torch.Tensor:
     """All weights of parameter tensors, by names or patterns (``"*.bias"``)."""
-    return _of_names(model, _names(model, tuple(names)))
+    return _of_names(model, _names(model, names))
 
 
 def last_layer(model: nn.Module, name: str | None = None) -> torch.Tensor:
@@ -77,8 +77,9 @@ def of_mask(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
     return mask.nonzero().flatten()
 
 
-def _names(model: nn.Module, patterns: WeightSubset) -> frozenset[str]:
-    return Subset.checked(patterns, None, model).names(model) or frozenset()
+def _names(model: nn.Module, patterns: str | Sequence[str]) -> frozenset[str]:
+    listed: WeightSubset = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    return Subset.checked(listed, None, model).names(model) or frozenset()
 
 
 def _of_names(model: nn.Module, names: frozenset[str]) -> torch.Tensor:

@@ -113,9 +113,15 @@ class WeightSpace(KeptLaplace):
         return found
 
     def square_norm(self, value: torch.Tensor) -> torch.Tensor:
-        r"""$(\theta - \theta^*)^\top \Sigma^{-1} (\theta - \theta^*)$ of weights ``(..., P)``."""
-        offset = self._core_rows("value", value.to(self._covered_mean) - self._covered_mean)
-        norms = _squared_norms(self.posterior, offset.reshape(-1, offset.shape[-1]))
+        r"""$(\theta - \theta^*)^\top \Sigma^{-1} (\theta - \theta^*)$ of weights ``(..., P)``.
+
+        Around a subnetwork, of its weights or of all, of which its own count.
+        """
+        if self.subset.kind == "subnetwork" and isinstance(value, torch.Tensor) and value.shape[-1:] == self.mean.shape:
+            value = value[..., list(self.subset.indices)]
+        rows, posterior = self._core_rows("value", value), self.posterior
+        offset = rows - flattener(posterior.mean)[0](posterior.mean)
+        norms = _squared_norms(posterior, offset.reshape(-1, offset.shape[-1]))
         return to_torch(norms).reshape(offset.shape[:-1]).to(self._covered_mean)
 
     def log_prob(self, value: torch.Tensor, normalized: bool = True) -> torch.Tensor:

@@ -56,15 +56,15 @@ class Fitted(ShortRepr):
         """Scalar outputs that the total samples have."""
         return self.num_total_samples * self.outputs_per_sample
 
-    def with_more(self, other: Fitted) -> Fitted:
-        """What a fit of both fits' data gives, as far as the structure of their curvatures allows.
+    def with_more(self, other: Fitted, *, rank: int | None = None) -> Fitted:
+        """What a fit of both fits' data gives, as far as the structure of their curvatures and a low rank's allow.
 
         Raises:
             TypeError: If their curvatures have no sum.
         """
         return dataclasses.replace(
             other,
-            curvature=add(self.curvature, other.curvature),
+            curvature=add(self.curvature, other.curvature, rank=rank),
             nll=self.nll + other.nll,
             num_samples=self.num_samples + other.num_samples,
             num_total_samples=self.num_total_samples + other.num_total_samples,

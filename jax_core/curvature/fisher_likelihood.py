@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.curvature.fisher import bits_of
 from jax_core.data.batches import Batch
 from jax_core.data.passes import DerivedPasses, LoaderPasses
-from jax_core.likelihoods import Likelihood, Outputs, score
+from jax_core.likelihoods import Categorical, Likelihood, Outputs, score
 from jax_core.types import ModelFn, Params
 
 Curvature = Literal["ggn", "empirical_fisher", "mc_fisher"]
@@ -103,7 +104,15 @@ def with_curvature(
 def _with_draws(model_fn: Any, params: Params, likelihood: Likelihood, key: Array, batch: Batch) -> Batch:
     outputs = jax.vmap(lambda x: model_fn(x, params))(batch.input)
     drawn = likelihood.sample(jax.random.fold_in(key, bits_of(batch.input)), outputs)
-    return Batch(batch.input, (batch.target, drawn))
+    return Batch(batch.input, (batch.target, _still_ignored(likelihood, batch.target, drawn)))
+
+
+def _still_ignored(likelihood: Likelihood, target: Any, drawn: Any) -> Any:
+    """Draws without those at positions that the loss does not look at."""
+    ignored = likelihood.ignore_index if isinstance(likelihood, Categorical) else None
+    if ignored is None or jnp.issubdtype(jnp.asarray(target).dtype, jnp.inexact):
+        return drawn
+    return jnp.where(jnp.asarray(target).astype(drawn.dtype) == ignored, ignored, drawn)
 
 
 def _outer(gradient: Array, vector: Array) -> Array:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -241,6 +242,8 @@ def _chunk(inputs: Any, i: Any) -> Any:
 def _in_pieces(evaluate: Callable[[Any, Any], Any], inputs: Any, sizes: Sizes) -> Any:
     """A function of pieces ``(group, chunk, ...)`` and their count of chunks, over a batch of any size."""
     (chunk, group), total = sizes, jax.tree.leaves(inputs)[0].shape[0]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+        group = 1  # a loop whose number of rounds is an argument has no reverse mode
     if total == 0:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape[1:]), leaf.dtype), inputs)
         shapes = jax.eval_shape(evaluate, one, 1)

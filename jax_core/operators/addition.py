@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -23,11 +24,11 @@ Self = TypeVar("Self", bound=Operator)
 _PRODUCT = 1e-4  # of a Kronecker product's eigenvalues, what may be no product
 
 
-def add(first: Operator, second: Operator) -> Operator:
+def add(first: Operator, second: Operator, *, rank: int | None = None) -> Operator:
     r"""$A + B$ in the structure of both: exact of matrices and diagonals.
 
-    Two low ranks are truncated to the larger of their ranks: what $\operatorname{tr}(A + B)$ loses is the trace of what
-    is left out. Kronecker products $B_1 \otimes A_1 + B_2 \otimes A_2$ become one whose factors are sums of theirs,
+    Two low ranks are truncated to ``rank``, by default the larger of theirs: what $\operatorname{tr}(A + B)$
+    loses is the trace of what is left out. Kronecker products $B_1 \otimes A_1 + B_2 \otimes A_2$ become one whose factors are sums of theirs,
     each weighed by the other side's trace, which is what one pass over all data gives where the inputs of both parts
     have the same mean square. Other eigenvalues in Kronecker coordinates are the exact diagonals of both in those of
     the factors' sums.
@@ -43,26 +44,27 @@ def add(first: Operator, second: Operator) -> Operator:
         case Diagonal(), Diagonal():
             return Diagonal(first.diagonal + second.diagonal)
         case LowRank(), LowRank():
-            return _low_rank(first, second)
+            return _low_rank(first, second, rank=rank or max(first.rank, second.rank))
         case BlockDiagonal(), BlockDiagonal():
             return BlockDiagonal(tuple(map(_block, first.parts, second.parts)))
         case BlockLowRank(), BlockLowRank():
-            return _block_low_rank(first, second)
+            return _block_low_rank(first, second, rank=rank or max(first.rank, second.rank))
     raise TypeError(
         f"Curvatures of {type(first).__name__} and {type(second).__name__} have no sum. Fit both in one structure."
     )
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="rank")
 @full_precision
-def _low_rank(first: LowRank, second: LowRank) -> LowRank:
+def _low_rank(first: LowRank, second: LowRank, *, rank: int) -> LowRank:
     columns = jnp.concatenate([first.U * jnp.sqrt(first.s), second.U * jnp.sqrt(second.s)], axis=1)
-    vectors, values, _ = _leading(columns, max(first.rank, second.rank))
+    vectors, values, _ = _leading(columns, rank)
     return LowRank(vectors, values, first.alpha + second.alpha)
 
 
 def _leading(columns: Float[Array, "P K"], rank: int) -> tuple[Array, Array, Array]:
     """The leading eigenpairs of ``C C^T``, and those of its columns that are left, ``C V_rest``."""
+    rank = min(rank, *columns.shape)
     _, scales, right = jnp.linalg.svd(jnp.linalg.qr(columns, mode="r"))
     kept = jnp.where(scales[:rank] > 0, scales[:rank], 1.0)
     return (columns @ right[:rank].T) / kept, jnp.square(scales[:rank]), columns @ right[rank:].T
@@ -110,16 +112,16 @@ def _is_product(operator: Kronecker) -> Array:
     return jnp.linalg.norm(w - outer) <= _PRODUCT * jnp.linalg.norm(w)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="rank")
 @full_precision
-def _block_low_rank(first: BlockLowRank, second: BlockLowRank) -> BlockLowRank:
+def _block_low_rank(first: BlockLowRank, second: BlockLowRank, *, rank: int) -> BlockLowRank:
     basis = BlockDiagonal(tuple(map(_basis, first.parts, second.parts)))
 
     def turned(operator: BlockLowRank) -> Array:
         rows = basis.rotate(operator.blocks.rotate_back(operator.U.T))
         return rows.T * jnp.sqrt(operator.s)
 
-    vectors, values, rest = _leading(jnp.concatenate([turned(first), turned(second)], axis=1), first.rank)
+    vectors, values, rest = _leading(jnp.concatenate([turned(first), turned(second)], axis=1), rank)
     diagonal = jnp.concatenate(
         [_entries_in(a, q) + _entries_in(b, q) for a, b, q in zip(first.parts, second.parts, basis.parts, strict=True)]
     )
