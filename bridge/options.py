@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 import torch
@@ -16,6 +17,19 @@ LinkName: TypeAlias = Literal[
 ]
 
 PredictionType: TypeAlias = Literal["glm", "nn", "gp"]
+_ELSEWHERE = MappingProxyType(
+    {
+        "damping": "the prior is added exactly to a Kronecker curvature, which needs none. Leave it out",
+        "asdl_fisher_kwargs": "there are no backends. Choose curvature='ggn', 'empirical_fisher' or 'mc_fisher'",
+        "feature_reduction": "a last layer of any input is covered. Reduce features within the model",
+        "functional_approximation": "hessian_structure='gp' with n_subset= is the one function-space posterior",
+        "independent_outputs": "the outputs of hessian_structure='gp' are correlated by the kernel. Leave it out",
+        "objective": "it is called loss",
+        "layerwise": "use prior_structure='layerwise'",
+    }
+)
+"""Options of other libraries, or former ones, and what to use in their place."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -41,6 +55,8 @@ def spelled(function: Callable[P, R]) -> Callable[P, R]:
 
 def unknown_option(where: str, name: str, known: list[str]) -> TypeError:
     """The error for an option that is not there, with the nearest that is."""
+    if name in _ELSEWHERE:
+        return TypeError(f"{where} takes no {name}: {_ELSEWHERE[name]}.")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     options = ", ".join(option for option in known if option != "self")

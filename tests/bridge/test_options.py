@@ -50,6 +50,12 @@ def test_the_surface_names_the_nearest(call, nearest):
         call(Laplace(nn.Linear(2, 2)))
 
 
+def test_options_of_laplace_torch_without_a_meaning_say_what_to_use():
+    for name, remedy in (("damping", "Leave it out"), ("asdl_fisher_kwargs", "Choose curvature=")):
+        with pytest.raises(TypeError, match=f"takes no {name}: .*{remedy}"):
+            Laplace(nn.Linear(2, 2), **{name: True})
+
+
 def test_values_out_of_range_name_the_option():
     for wrong in (0, -1, 1.0, True, "1", None):
         with pytest.raises(ValueError, match="n="):
