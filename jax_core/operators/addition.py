@@ -28,8 +28,8 @@ def add(first: Operator, second: Operator, *, rank: int | None = None) -> Operat
     r"""$A + B$ in the structure of both: exact of matrices and diagonals.
 
     Two low ranks are truncated to ``rank``, by default the larger of theirs: what $\operatorname{tr}(A + B)$
-    loses is the trace of what is left out. Kronecker products $B_1 \otimes A_1 + B_2 \otimes A_2$ become one whose factors are sums of theirs,
-    each weighed by the other side's trace, which is what one pass over all data gives where the inputs of both parts
+    loses is the trace of what is left out. Kronecker products $B_1 \otimes A_1 + B_2 \otimes A_2$ become one whose
+    factors are sums of theirs, each weighed by the other side's trace, which is what one pass over all data gives where the inputs of both parts
     have the same mean square. Other eigenvalues in Kronecker coordinates are the exact diagonals of both in those of
     the factors' sums.
 
