@@ -77,7 +77,8 @@ class _Through(torch.autograd.Function):
         ctx.save_for_backward(*leaves)
         first = leaves[0]
         dtype = first.dtype if first.is_floating_point() else None
-        return tuple(to_torch(out).to(device=first.device, dtype=dtype) for out in outputs)
+        # copies: a result may be written to in place, and the backward pass may hold the arrays
+        return tuple(to_torch(out).to(device=first.device, dtype=dtype, copy=True) for out in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -176,8 +176,10 @@ class Laplace(TunableLaplace):
             train_loader: Yields ``(input, target)``, ``(a, b, ..., target)``, or mappings with ``input`` and ``target``
                 or with ``labels`` beside the model's inputs; of torch tensors or numpy arrays. Sequences beside an
                 ``attention_mask`` may differ in length.
-            override: If not, the data are added to those of the earlier fit at the same weights: exactly for ``"full"``
-                and ``"diag"``, otherwise within the structure (see :func:`jax_core.operators.add`).
+            override: If not, the data are added to those of the earlier fit, if any: exactly for ``"full"`` and
+                ``"diag"``, otherwise within the structure (see :func:`jax_core.operators.add`). Where the weights have
+                been trained on since, its curvature stays that of the weights then, as in online Laplace
+                approximations (Ritter et al., 2018, arXiv:1805.07810), and the mean is that of now.
             progress_bar: Show progress bars for this fit, or not, whatever ``progress`` says.
             num_total_samples: The size of the training set, if the loader shows a subset of it.
             to_batch: From what the loader yields to an ``(input, target)`` pair, where it yields something else.
@@ -188,7 +190,6 @@ class Laplace(TunableLaplace):
             This object.
 
         Raises:
-            RuntimeError: With ``override=False``, before a first fit or at other weights.
             ValueError: If the loader is empty, a batch holds NaN or targets that do not fit, shapes differ between
                 batches, the rank exceeds the number of parameters, or no single layer is the last and one was asked
                 for.
@@ -198,7 +199,7 @@ class Laplace(TunableLaplace):
         """
         if num_total_samples is not None:
             whole("num_total_samples", num_total_samples)
-        before = None if override else self.fit_result()[0]
+        before = self.fit_result(check_weights=False)[0] if self.is_fitted and not override else None
         self.current_order()
         shown = self.reading.progress if progress_bar is None else progress_bar
         options = dataclasses.replace(self.options, progress=shown)

@@ -115,14 +115,19 @@ class WeightSpace(KeptLaplace):
     def square_norm(self, value: torch.Tensor) -> torch.Tensor:
         r"""$(\theta - \theta^*)^\top \Sigma^{-1} (\theta - \theta^*)$ of weights ``(..., P)``.
 
-        Around a subnetwork, of its weights or of all, of which its own count.
+        Around a subnetwork, of its weights or of all, of which its own count. Torch can differentiate it once.
         """
         if self.subset.kind == "subnetwork" and isinstance(value, torch.Tensor) and value.shape[-1:] == self.mean.shape:
             value = value[..., list(self.subset.indices)]
         rows, posterior = self._core_rows("value", value), self.posterior
         offset = rows - flattener(posterior.mean)[0](posterior.mean)
-        norms = _squared_norms(posterior, offset.reshape(-1, offset.shape[-1]))
-        return to_torch(norms).reshape(offset.shape[:-1]).to(self._covered_mean)
+        centred = self._tensor(offset)
+        product = self._tensor(_products(posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape))
+        norm = (centred * product).sum(-1)
+        if not (value.requires_grad and torch.is_grad_enabled()):
+            return norm
+        moving = value - value.detach()  # zero, with the slope that the norm has there
+        return norm + 2 * (moving.to(product) * product).sum(-1)
 
     def log_prob(self, value: torch.Tensor, normalized: bool = True) -> torch.Tensor:
         r"""$\log \mathcal N(\theta; \theta^*, \Sigma)$ of weights ``(..., P)``, or without its constant."""
@@ -252,8 +257,8 @@ def _scaled(posterior: Posterior, noise: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _squared_norms(posterior: Posterior, offsets: jax.Array) -> jax.Array:
-    return jax.vmap(lambda row: row @ posterior.precision_flat(row))(offsets)
+def _products(posterior: Posterior, offsets: jax.Array) -> jax.Array:
+    return jax.vmap(posterior.precision_flat)(offsets)
 
 
 @jax.jit

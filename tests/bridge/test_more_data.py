@@ -71,15 +71,22 @@ def test_hyperparameters_and_the_first_fit_stay_and_override_forgets_them_not():
     assert la.n_data == 14
 
 
-def test_more_data_needs_a_fit_at_the_same_weights():
-    with pytest.raises(RuntimeError, match="Call fit"):
-        make("diag").fit(loader(), override=False)
+def test_without_an_earlier_fit_it_is_the_first():
+    torch.testing.assert_close(
+        make("diag").fit(loader(), override=False).posterior_precision, fitted("diag").posterior_precision
+    )
+
+
+def test_at_weights_trained_on_since_old_curvature_adds_to_the_new():
     model = network()
-    la = Laplace(model, hessian_structure="diag", progress=False).fit(loader())
+    la = Laplace(model, hessian_structure="diag", progress=False).fit(loader(part=FIRST))
+    old = la.posterior_precision
     with torch.no_grad():
         model[2].bias.add_(1)
-    with pytest.raises(RuntimeError, match=r"2\.bias"):
-        la.fit(loader(), override=False)
+    new = Laplace(model, hessian_structure="diag", progress=False).fit(loader(part=SECOND))
+    la.fit(loader(part=SECOND), override=False)
+    torch.testing.assert_close(la.posterior_precision, old + new.posterior_precision - 1)  # one prior, not two
+    torch.testing.assert_close(la.mean, new.mean)
 
 
 def test_a_fit_that_fails_adds_nothing():

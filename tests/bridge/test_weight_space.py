@@ -273,3 +273,15 @@ def test_evidence_without_new_values_leaves_the_old_ones_and_with_them_sets_them
     np.testing.assert_allclose(at_once, la.log_marginal_likelihood())
     with pytest.raises(ValueError, match="sigma_noise belongs to regression"):
         own(fitted()).log_marginal_likelihood(sigma_noise=0.4)
+
+
+def test_torch_differentiates_densities_by_the_weights():
+    la = fitted("full")
+    value = (la.mean + 0.1).requires_grad_()
+    density = torch.distributions.MultivariateNormal(la.mean, precision_matrix=matrix(la.posterior_precision))
+    for ours, theirs in (
+        (la.log_prob(value), density.log_prob(value)),
+        (-la.square_norm(value) / 2, density.log_prob(value)),
+    ):
+        slopes = [torch.autograd.grad(x, value, retain_graph=True)[0] for x in (ours, theirs)]
+        torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-8)
