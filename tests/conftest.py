@@ -1,6 +1,8 @@
 """Settings that every test shares."""
 
+import gc
 import os
+from pathlib import Path
 
 # Before anything imports matplotlib: tests draw to memory, never to a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -12,6 +14,19 @@ from hypothesis import settings
 # Compilation makes first examples slow, so no deadline; derandomised, so that a red run can be repeated.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Drop compiled programs before there are too many: each takes memory maps, of which Linux allows 65,530.
+
+    Beyond that XLA aborts the process within a compilation.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
