@@ -81,43 +81,24 @@ def _for_singles(model: nn.Module, fit: FittedModel, x: Any) -> FittedModel:
         return fit
     if template.shapes not in fit.singles:
         loss = Loss(fit.predicted, predicted=fit.predicted)
-        with covering(network, fit.subset.names(network)):
-            traced = trace_for_fit(network, inputs, fit.traced.tracer)  # pyright: ignore[reportArgumentType]
-            layout = output_layout(network, inputs, loss)
-        fitted = dataclasses.replace(fit.fitted, outputs_per_sample=layout.size)
-        found = FittedModel(
-            traced,
-            fitted,
-            template,
-            layout,
-            loss,
-            fit.watch,
-            fit.subset,
-            places=fit.places,
-            prior_factor=fit.prior_factor,
-        )
-        fit.singles[template.shapes] = found
+        fit.singles[template.shapes] = _traced_on(network, fit, inputs, template, loss)
     return fit.singles[template.shapes]
 
 
 def _made_for(network: nn.Module, fit: FittedModel, x: Any, size: int) -> FittedModel:
     template = _with_length(fit.template, size)
     inputs = on_device(network, in_float32(template.taken_from(x)))
+    return _traced_on(network, fit, inputs, template, fit.loss)
+
+
+def _traced_on(network: nn.Module, fit: FittedModel, inputs: Any, template: InputTemplate, loss: Loss) -> FittedModel:
+    """A fit around a trace of its own, for inputs in other shapes."""
     with covering(network, fit.subset.names(network)):
         traced = trace_for_fit(network, inputs, fit.traced.tracer)  # pyright: ignore[reportArgumentType]
-        layout = output_layout(network, inputs, fit.loss)
+        layout = output_layout(network, inputs, loss)
     fitted = dataclasses.replace(fit.fitted, outputs_per_sample=layout.size)
-    return FittedModel(
-        traced,
-        fitted,
-        template,
-        layout,
-        fit.loss,
-        fit.watch,
-        fit.subset,
-        places=fit.places,
-        prior_factor=fit.prior_factor,
-    )
+    same = {"places": fit.places, "prior_factor": fit.prior_factor}
+    return FittedModel(traced, fitted, template, layout, loss, fit.watch, fit.subset, **same)
 
 
 def _with_length(template: InputTemplate, length: int) -> InputTemplate:

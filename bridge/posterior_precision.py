@@ -47,7 +47,7 @@ class PosteriorPrecision:
             raise ValueError(f"A product with {tuple(vectors.shape)}: give ({self.order.size},) or its columns.")
         columns = vectors.reshape(self.order.size, -1).T.detach().cpu()
         rows = to_jax(columns[:, self.order.core_places]).astype(self.posterior.prior_precision.dtype)
-        found = self._tensor(_products(self.posterior, rows))[:, self.order.places_in_core]
+        found = self._tensor(products(self.posterior, rows))[:, self.order.places_in_core]
         return found.T.reshape(vectors.shape)
 
     def to_matrix(self) -> torch.Tensor:
@@ -57,7 +57,7 @@ class PosteriorPrecision:
             ValueError: If it would take more than two gigabytes.
         """
         check_dense(self.order.size, "products (precision @ vector)")
-        rows = _products(self.posterior, jnp.eye(self.order.size, dtype=self.posterior.prior_precision.dtype))
+        rows = products(self.posterior, jnp.eye(self.order.size, dtype=self.posterior.prior_precision.dtype))
         places = self.order.places_in_core
         return self._tensor((rows + rows.T) / 2)[places][:, places]
 
@@ -82,5 +82,6 @@ def check_dense(size: int, instead: str) -> None:
 
 
 @jax.jit
-def _products(posterior: Posterior, rows: jax.Array) -> jax.Array:
+def products(posterior: Posterior, rows: jax.Array) -> jax.Array:
+    r"""$\Sigma^{-1}$ times each of some rows ``(N, P)``, in the core's order of weights."""
     return jax.vmap(posterior.precision_flat)(rows)

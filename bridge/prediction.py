@@ -135,11 +135,21 @@ def prediction_from_samples(
     likelihood: Likelihood, layout: OutputLayout, *, logit_temperature: float = 1.0
 ) -> Callable[[jax.Array], Any]:
     """What turns sampled outputs ``(S, B, *core_shape)`` into probabilities, or means and variances, in its shape."""
+
+    def predict(samples: jax.Array) -> Any:
+        probabilities = mean_probabilities(likelihood, samples, logit_temperature)
+        if probabilities is not None:
+            return layout.to_model(probabilities)
+        return layout.to_model(samples.mean(0)), layout.to_model(_variance(samples))
+
+    return predict
+
+
+def mean_probabilities(likelihood: Likelihood, samples: jax.Array, logit_temperature: float) -> jax.Array | None:
+    """Probabilities ``(B, *core_shape)`` averaged over sampled logits; ``None`` where outputs are no logits."""
     if isinstance(likelihood, Categorical):
-        return lambda samples: layout.to_model(jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0))
-    if isinstance(likelihood, Bernoulli):
-        return lambda samples: layout.to_model(jax.nn.sigmoid(samples / logit_temperature).mean(0))
-    return lambda samples: (layout.to_model(samples.mean(0)), layout.to_model(_variance(samples)))
+        return jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0)
+    return jax.nn.sigmoid(samples / logit_temperature).mean(0) if isinstance(likelihood, Bernoulli) else None
 
 
 def _variance(samples: jax.Array) -> jax.Array:

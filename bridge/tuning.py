@@ -16,7 +16,7 @@ from bridge.fitting import FittedModel, batch_check, checked_passes
 from bridge.hyperparameters import in_core
 from bridge.joint_tuning import doubts_about, joint, with_noise_by_evidence
 from bridge.placement import compiling_for, place_of
-from bridge.prediction import prediction_from_gaussian
+from bridge.prediction import mean_probabilities, prediction_from_gaussian
 from bridge.predictives import best_link, link_for
 from bridge.scores import Score, score_of
 from bridge.search import Search
@@ -24,7 +24,7 @@ from bridge.state import LaplaceState
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.fit import PER_LAYER
-from jax_core.likelihoods import Bernoulli, Categorical, Gaussian
+from jax_core.likelihoods import Gaussian
 from jax_core.operators import Operator
 from jax_core.predictive import moments, sampled_predictive
 from jax_core.tuning import (
@@ -123,11 +123,8 @@ def _sampled_losses(
 
 def _averaged(fit: FittedModel, logit_temperature: float, samples: jax.Array) -> Any:
     """Predictions in the core's shape from sampled outputs."""
-    if isinstance(fit.loss.likelihood, Categorical):
-        return jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0)
-    if isinstance(fit.loss.likelihood, Bernoulli):
-        return jax.nn.sigmoid(samples / logit_temperature).mean(0)
-    return moments(samples)
+    probabilities = mean_probabilities(fit.loss.likelihood, samples, logit_temperature)
+    return moments(samples) if probabilities is None else probabilities
 
 
 def _by_marglik(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:

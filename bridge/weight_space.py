@@ -14,7 +14,7 @@ from bridge.keeping import KeptLaplace
 from bridge.options import check_generator, whole
 from bridge.parameter_order import ParameterOrder
 from bridge.placement import device_of
-from bridge.posterior_precision import PosteriorPrecision, check_dense
+from bridge.posterior_precision import PosteriorPrecision, check_dense, products
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
 from jax_core.data.trees import flattener
@@ -122,7 +122,7 @@ class WeightSpace(KeptLaplace):
         rows, posterior = self._core_rows("value", value), self.posterior
         offset = rows - flattener(posterior.mean)[0](posterior.mean)
         centred = self._tensor(offset)
-        product = self._tensor(_products(posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape))
+        product = self._tensor(products(posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape))
         norm = (centred * product).sum(-1)
         if not (value.requires_grad and torch.is_grad_enabled()):
             return norm
@@ -254,11 +254,6 @@ class WeightSpace(KeptLaplace):
 @jax.jit
 def _scaled(posterior: Posterior, noise: jax.Array) -> jax.Array:
     return jax.vmap(posterior.scale_flat)(noise)
-
-
-@jax.jit
-def _products(posterior: Posterior, offsets: jax.Array) -> jax.Array:
-    return jax.vmap(posterior.precision_flat)(offsets)
 
 
 @jax.jit

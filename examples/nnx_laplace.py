@@ -16,7 +16,7 @@ from jax_core import (
     Posterior,
     fit_curvature,
     linearized_predictive,
-    mean_field_2,
+    probit,
 )
 
 
@@ -55,6 +55,6 @@ def fit_nnx_laplace(
 
     def predict(batch: np.ndarray) -> np.ndarray:
         outputs = predictive(jnp.asarray(batch))
-        return np.array(mean_field_2(outputs.mean, outputs.covariance))
+        return np.array(probit(outputs.mean, outputs.covariance))
 
     return predict

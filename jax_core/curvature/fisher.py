@@ -25,7 +25,7 @@ def empirical_fisher_mv(
     likelihood = as_likelihood(loss_fn)
 
     def product(outputs: jax.Array, batch: Batch, vector: jax.Array) -> jax.Array:
-        return _rank_one(score(likelihood, outputs, batch.target), vector)
+        return rank_one(score(likelihood, outputs, batch.target), vector)
 
     return sandwich_mv(model_fn, params, product, factor, vmap_over_data=vmap_over_data)
 
@@ -50,7 +50,7 @@ def mc_fisher_mv(
     def product(outputs: jax.Array, batch: Batch, vector: jax.Array) -> jax.Array:
         def one_draw(draw_key: jax.Array) -> jax.Array:
             target = lax.stop_gradient(likelihood.sample(draw_key, outputs))
-            return _rank_one(score(likelihood, outputs, target), vector)
+            return rank_one(score(likelihood, outputs, target), vector)
 
         keys = jax.random.split(jax.random.fold_in(key, bits_of(batch.input)), num_samples)
         return jax.vmap(one_draw)(keys).mean(0)
@@ -58,7 +58,8 @@ def mc_fisher_mv(
     return sandwich_mv(model_fn, params, product, factor, vmap_over_data=vmap_over_data)
 
 
-def _rank_one(gradient: jax.Array, vector: jax.Array) -> jax.Array:
+def rank_one(gradient: jax.Array, vector: jax.Array) -> jax.Array:
+    r"""$g_i g_i^\top v_i$ for each sample."""
     axes = tuple(range(1, gradient.ndim))
     return gradient * (gradient * vector).sum(axes, keepdims=True)
 

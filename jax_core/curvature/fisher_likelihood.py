@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.curvature.fisher import bits_of
+from jax_core.curvature.fisher import bits_of, rank_one
 from jax_core.data.batches import Batch
 from jax_core.data.passes import DerivedPasses, LoaderPasses
 from jax_core.likelihoods import Categorical, Likelihood, Outputs, score
@@ -38,7 +38,7 @@ class EmpiricalFisher:
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         r"""$g_i g_i^\top v_i$."""
-        return _outer(score(self.likelihood, outputs, target), vector)
+        return rank_one(score(self.likelihood, outputs, target), vector)
 
     def sample(self, key: Array, outputs: Outputs) -> Any:
         """That of the likelihood."""
@@ -58,7 +58,7 @@ class DrawnFisher:
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         r"""$g_i g_i^\top v_i$ at the drawn targets."""
-        return _outer(score(self.likelihood, outputs, target[1]), vector)
+        return rank_one(score(self.likelihood, outputs, target[1]), vector)
 
     def sample(self, key: Array, outputs: Outputs) -> Any:
         """That of the likelihood."""
@@ -113,8 +113,3 @@ def _still_ignored(likelihood: Likelihood, target: Any, drawn: Any) -> Any:
     if ignored is None or jnp.issubdtype(jnp.asarray(target).dtype, jnp.inexact):
         return drawn
     return jnp.where(jnp.asarray(target).astype(drawn.dtype) == ignored, ignored, drawn)
-
-
-def _outer(gradient: Array, vector: Array) -> Array:
-    axes = tuple(range(1, gradient.ndim))
-    return gradient * (gradient * vector).sum(axes, keepdims=True)

@@ -11,17 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_core.curvature.data_sums import DataSums, evaluate
-from jax_core.curvature.fold import is_same_data, like_carry
-from jax_core.curvature.stream import Stream
-from jax_core.data.batches import KnownSizes, batch_size, padded
-from jax_core.data.checkpoint import Checkpoint, Saved
-from jax_core.data.passes import LoaderPasses
-from jax_core.data.trees import on_device_of
+from jax_core.data.batches import batch_size
 from jax_core.gradients.factored import Layout
+from jax_core.gradients.hessian_rows import HessianRows
 from jax_core.gradients.pullbacks import Pullbacks, linearize
-from jax_core.gradients.rows import loss_rows
-from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
 from jax_core.xla.chunks import example_shapes, forward_cost
@@ -67,78 +60,26 @@ class Chunk(NamedTuple):
     cotangents: Float[np.ndarray, "K B *output"]
 
 
-class PullStream(Stream):
-    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.gradients.rows`), example by example, unscaled.
-
-    Attributes:
-        sums: What the latest pass added up.
-    """
-
-    def __init__(
-        self,
-        model_fn: ModelFn,
-        params: Params,
-        likelihood: Likelihood,
-        passes: LoaderPasses,
-        *,
-        tolerance: float,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        """Bind a model and its loss to a loader.
-
-        Args:
-            model_fn: As of every stream, like the next three.
-            params: Where to linearise.
-            likelihood: The loss.
-            passes: The data.
-            tolerance: Largest share of the loss curvature that may be dropped, per batch.
-            checkpoint: Where the carry of :meth:`fold` is kept.
-        """
-        super().__init__(model_fn, params, likelihood, passes, checkpoint=checkpoint)
-        self.tolerance = tolerance
-        self.sums, self._read = DataSums(), 0
+class PullStream(HessianRows):
+    r"""The rows of $G = R^\top R$ over a loader (see :mod:`jax_core.gradients.rows`), example by example, unscaled."""
 
     def fold(self, visit: Visit, start: Carry, extra: Any = None) -> Carry:
         """One pass, the carry updated in place; the buffers of the first are given up."""
-        saved = None if self._checkpoint is None else self._checkpoint.latest()
-        return self._fold(visit, start, extra, saved)
 
-    def _fold(self, visit: Visit, start: Carry, extra: Any, saved: Saved | None) -> Carry:
-        # a copy, since the first step gives up the carry's buffers, and the pass may have to start anew
-        begun = start if saved is None else like_carry(jax.tree.map(jnp.copy, start), saved.arrays)
-        carry, extra = on_device_of(self.params, (begun, extra))
-        done = 0
-        for chunk in self._chunks(visit.layout):
-            done += 1
-            if saved is not None and done <= saved.done:  # its rows are found again, and not pulled back
-                if done == saved.done and not is_same_data(saved, self._mark()):
-                    return self._fold(visit, start, extra, None)
-                continue
+        def advance(carry: Any, extra: Any, chunk: Chunk) -> Any:
             count = jnp.asarray(chunk.counted)
             carry, pulls, shared = _begin(visit, carry, extra, self.model_fn, self.params, chunk.input, count)
             for cotangents in chunk.cotangents:
                 carry = _advance(visit, carry, extra, pulls, shared, cotangents)
-            if self._checkpoint is not None:
-                self._checkpoint.offer([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
-        if self._checkpoint is not None:
-            self._checkpoint.save([*map(np.asarray, jax.tree.leaves(carry))], done, self._mark())
-        return carry
+            return carry
 
-    def _mark(self) -> tuple[int, ...]:
-        """What identifies the batches that were read so far in this pass."""
-        return self._read, *self.passes.mark(self._read)
+        return self.folded(lambda: self._chunks(visit.layout), advance, start, extra)
 
     def _chunks(self, layout: Layout) -> Iterator[Chunk]:
-        self.sums, known, pool, size = DataSums(), KnownSizes(), Pool(), 0
-        for number, batch in enumerate(self.passes.with_progress("Curvature")):
-            count = batch_size(batch)
+        pool, size = Pool(), 0
+        for batch, *rows in self.batches_with_rows():
             size = size or plan_chunk(self.model_fn, self.params, example_shapes(batch.input), layout=layout)
-            whole = padded(batch, known.fit(count) - count)
-            outputs, data = evaluate(self.model_fn, self.params, self.likelihood, whole, jnp.asarray(count))
-            self.sums.add(data, number)
-            self._read = number + 1
-            rows = loss_rows(self.likelihood, outputs, whole.target, self.tolerance, count)
-            pool.add(batch.input, count, *rows)
+            pool.add(batch.input, batch_size(batch), *rows)
             if pool.count >= _POOL * size:
                 yield from pool.chunks(size)
                 pool = Pool()
