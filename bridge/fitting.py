@@ -128,7 +128,6 @@ def _fit(
     template, inputs, loader = to_one_length(network, inputs, loader, reader, reading.budget, loss.likelihood)
     subset = subset.found(network, inputs)
     order, places = subset.order(model), subset.places(model)
-    options.check(order.size)
 
     with covering(network, subset.names(network)):
         look = (template, reading.tracer, described(network))

@@ -27,7 +27,6 @@ from jax_core.left_out import warn_of_left_out
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
-from jax_core.lowrank.spectrum import check_rank
 from jax_core.operators import Diagonal, LowRank, Operator, Symmetric
 from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
@@ -58,7 +57,7 @@ class FitOptions:
             ``"empirical_fisher"``, or drawn from the model, ``"mc_fisher"``.
         method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
             ``"gram"``.
-        rank: Eigenpairs of a low rank.
+        rank: Eigenpairs of a low rank; as many as there are parameters at most.
         passes: Passes over the data of ``"nystrom"``.
         tolerance: Share of the loss curvature that a low rank may drop before gradients are taken row by row (see
             :mod:`jax_core.gradients.rows`); the other structures and methods drop nothing.
@@ -83,21 +82,18 @@ class FitOptions:
         Raises:
             ValueError: Naming what goes with what.
         """
-        known = {"kron_lowrank": ("auto", "nystrom", "gram"), "kron": ("auto",), "ekfac": ("auto",)}
-        if self.method not in known.get(self.structure, (self.method,)):
+        if self.structure == "lowrank":
+            return
+        known = ("auto", "nystrom", "gram") if self.structure == "kron_lowrank" else ("auto",)
+        if self.method not in known:
             raise ValueError(
                 f"method={self.method!r} does not go with hessian_structure={self.structure!r}: choose one of "
-                f"{', '.join(map(repr, known[self.structure]))}, or hessian_structure='lowrank'."
+                f"{', '.join(map(repr, known))}, or hessian_structure='lowrank'."
             )
 
-    def check(self, size: int) -> None:
-        """Refuse what cannot work for a model of ``size`` parameters.
-
-        Raises:
-            ValueError: If the rank of a low rank alone exceeds the number of parameters; beside blocks it shrinks.
-        """
-        if self.structure == "lowrank":
-            check_rank(self.rank, size)
+    def within(self, size: int) -> FitOptions:
+        """For a model of ``size`` parameters, whose curvature has no larger rank."""
+        return dataclasses.replace(self, rank=min(self.rank, size))
 
 
 @full_precision
@@ -125,21 +121,21 @@ def fit_curvature(
         checkpoint: Where the state is kept, from which a fit that was killed goes on.
 
     Raises:
-        ValueError: If the rank does not fit, or the loader is empty or changes.
+        ValueError: If the loader is empty or changes, or LOBPCG is to find more than a fifth of the eigenpairs.
         FloatingPointError: If outputs or products are not finite.
         MemoryError: If the result cannot fit, with the numbers and what would.
     """
     if options.structure == "gp":
         options = _of_all_rows(options, model_fn, params, passes)
         likelihood = IndependentOutputs(likelihood)
-    options.check(get_size(params))
+    options = options.within(get_size(params))
     trunk, head = split(model_fn, params, example_shapes(passes.peek().input))
     passes = passes if trunk is None else FeaturePasses(trunk, passes)
     model = as_jit_argument(with_fast_convolutions(head))
     curved = with_curvature(options.curvature, model, params, likelihood, passes, key)
     source = Source(model, params, *curved, checkpoint)
     check_memory(source, options.structure, options.rank)
-    plan = None if options.structure in ("full", "diag") else make_plan(source, options)
+    plan = None if options.structure in ("full", "diag") else _noted(make_plan(source, options), options, source)
     if plan is not None and plan.strategy == "products":
         curvature, sums, trace = _low_rank(source, options, plan, key)
     else:
@@ -185,6 +181,13 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     return Plan("nystrom", cheapest(problem), "asked for")
 
 
+def _noted(plan: Plan, options: FitOptions, source: Source) -> Plan:
+    """The plan of a low rank alone, saying where the rank is as large as the matrix."""
+    if options.structure != "lowrank" or options.rank < get_size(source.params):
+        return plan
+    return dataclasses.replace(plan, reason=f"rank {options.rank} (all there are): {plan.reason}")
+
+
 def _by_rows(
     source: Source, options: FitOptions, plan: Plan | None, key: Array
 ) -> tuple[Operator, DataSums, float | None]:
@@ -211,8 +214,7 @@ def _kronecker(
 ) -> tuple[Operator, DataSums]:
     how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
     exact = plan is not None and plan.method == "gram"
-    rank = min(options.rank, get_size(source.params))
-    return fit_kronecker(source, structure, rank=rank, exact=exact, passes=options.passes, **how)
+    return fit_kronecker(source, structure, rank=options.rank, exact=exact, passes=options.passes, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums, float]:

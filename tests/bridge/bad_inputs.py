@@ -70,6 +70,8 @@ def nan_weight(model):
         model[0].weight[0, 0] = float("nan")
 
 
+_LOBPCG = {"rank": 100, "method": "lobpcg", "hessian_structure": "lowrank"}
+
 ROWS = {
     # models
     "no module": Row(TypeError, "model is a function.*torch.nn.Module", model=lambda: lambda x: x),
@@ -105,7 +107,8 @@ ROWS = {
     "tracer": Row(ValueError, "tracer='fx'.*'export'", options={"tracer": "fx"}),
     "rank zero": Row(ValueError, "rank=0.*whole number", options={"rank": 0}),
     "rank a fraction": Row(ValueError, "rank=2.5.*whole number", options={"rank": 2.5}),
-    "rank too large": Row(ValueError, "rank=100.*43 parameters", options={"rank": 100, "hessian_structure": "lowrank"}),
+    "rank for lobpcg": Row(ValueError, "rank=43 is more than a fifth of 43", options=_LOBPCG),
+    "method of a low rank": Row(ValueError, "method='gram' does not go with .*'diag'", options={"method": "gram"}),
     "passes": Row(ValueError, "passes=0", options={"passes": 0}),
     "samples": Row(ValueError, "n_samples=-1", options={"n_samples": -1}),
     "cache bytes": Row(ValueError, "cache_bytes=0", options={"cache_bytes": 0}),
