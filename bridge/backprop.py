@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import torch
 
 from bridge.tensors import to_jax, to_torch
+from bridge.wide_types import wide_types
 
 
 def wants_gradient(inputs: Any) -> bool:
@@ -72,6 +73,7 @@ class _Through(torch.autograd.Function):
             return tuple(outputs)
 
         outputs, ctx.pull = jax.vjp(of_floating, *[leaf for f, leaf in zip(floating, fixed, strict=True) if f])
+        ctx.wide = jax.config.read("jax_enable_x64")
         ctx.floating, ctx.dtypes = floating, [out.dtype for out in outputs]
         ctx.like = [(leaf.device, leaf.dtype) for leaf in leaves]
         ctx.save_for_backward(*leaves)
@@ -82,13 +84,14 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        given = tuple(
-            jnp.asarray(to_jax(cotangent.detach().contiguous())).astype(dtype)
-            for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
-        )
-        pulled = iter(ctx.pull(given))
-        gradients = [
-            to_torch(next(pulled)).to(*like) if floating else None
-            for floating, like in zip(ctx.floating, ctx.like, strict=True)
-        ]
+        with wide_types(ctx.wide):  # torch calls this outside of the method that made the graph
+            given = tuple(
+                jnp.asarray(to_jax(cotangent.detach().contiguous())).astype(dtype)
+                for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
+            )
+            pulled = iter(ctx.pull(given))
+            gradients = [
+                to_torch(next(pulled)).to(*like) if floating else None
+                for floating, like in zip(ctx.floating, ctx.like, strict=True)
+            ]
         return None, None, None, *without_second(gradients, (*grad_outputs, *ctx.saved_tensors))

@@ -28,6 +28,7 @@ from bridge.template import InputTemplate
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
 from bridge.weights import WeightWatch, digest
+from bridge.wide_types import wide_types
 from jax_core.data.trees import on_device_of
 from jax_core.fitted import Fitted
 from jax_core.lowrank.plan import Plan
@@ -71,7 +72,8 @@ def load(path: str | Path, la: LaplaceState) -> LaplaceState:
         ValueError: If the file is damaged or of another kind, or its likelihood, structure, parameters or weights are
             not those of ``la``; ``la`` is then unchanged.
     """
-    return restore(unpack(Path(path).read_bytes(), str(path)), la)
+    with wide_types(la.runs_wide()):
+        return restore(unpack(Path(path).read_bytes(), str(path)), la)
 
 
 def to_bytes(la: LaplaceState) -> bytes:

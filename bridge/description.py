@@ -15,11 +15,12 @@ from bridge.losses import Loss
 from bridge.options import LinkName, one_of, whole
 from bridge.parameter_order import ParameterOrder
 from bridge.subset import Subset
+from bridge.wide_types import InOwnTypes, is_wide
 from jax_core.fit import PER_LAYER, FitOptions
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 
 
-class Description(nn.Module):
+class Description(InOwnTypes, nn.Module):
     """A model and how it is to be approximated; what follows from a changed hyperparameter is the subclass's."""
 
     def __init__(
@@ -53,6 +54,10 @@ class Description(nn.Module):
             hyperparameters.temperature(temperature),
             self._logits(logit_temperature),
         )
+
+    def runs_wide(self) -> bool:
+        """Whether the model is in float64."""
+        return is_wide(self.model)
 
     @property
     def likelihood(self) -> Likelihood:

@@ -68,6 +68,11 @@ class FittedModel:
     token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
+    def is_wide(self) -> bool:
+        """Whether there are weights in float64."""
+        return any(leaf.dtype == np.float64 for leaf in self.traced.params.values())
+
+    @cached_property
     def _view(self) -> tuple[CoreModel, Params]:
         return model_and_params(self.traced, self.layout, self.loss, self.places)
 

@@ -16,6 +16,7 @@ from bridge.options import LinkName, one_of, spelled, whole
 from bridge.peer_options import check_structure, curvature_of
 from bridge.subset import Subset, WeightSubset
 from bridge.tunable import TunableLaplace
+from bridge.wide_types import is_wide, wide_types
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
@@ -30,8 +31,8 @@ class Laplace(TunableLaplace):
     arXiv:2106.14806); predictions push it through the network linearised at $\theta^*$ (Immer et al., 2021,
     arXiv:2008.08400). The model itself is never changed.
 
-    Everything but :meth:`fit` raises ``RuntimeError`` before it, and once the model's weights have changed since: a
-    posterior belongs to the weights that it was fitted at.
+    Before :meth:`fit` densities are the prior's, and what needs data raises ``RuntimeError``; so do predictions and
+    evidence once the model's weights have changed since: a posterior belongs to the weights that it was fitted at.
 
     Example:
         >>> la = Laplace(model, likelihood="classification", rank=100)
@@ -98,7 +99,7 @@ class Laplace(TunableLaplace):
                 outer products of the gradients at the targets; or ``"mc_fisher"``, at targets drawn from the model.
             method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
                 ``"block_lanczos"``, ``"lobpcg"``; ``"auto"``, the cheapest by a cost model; see :attr:`plan`.
-            rank: Eigenpairs of a low rank.
+            rank: Eigenpairs of a low rank, fewer where there are fewer weights.
             passes: Passes over the data of ``"nystrom"``.
             prior_precision: One number; one per parameter tensor or (but with Kronecker blocks) one per parameter, in
                 the order of ``model.parameters()``; or a mapping from the parameters' names.
@@ -140,9 +141,11 @@ class Laplace(TunableLaplace):
         curvature = curvature_of(curvature, backend, backend_kwargs)
         one_of("curvature", curvature, Curvature)
         how = {"structure": hessian_structure, "curvature": curvature, "method": method, "rank": rank, "passes": passes}
+        with wide_types(is_wide(model)):  # class weights may be in float64 too
+            loss = to_loss(likelihood)
         super().__init__(
             model,
-            to_loss(likelihood),
+            loss,
             FitOptions(**how, progress=progress),
             ReadOptions(tracer=tracer, cache=cache, cache_bytes=cache_bytes, progress=progress, **keys),
             Subset.checked(subset_of_weights, last_layer_name, model, subnetwork_indices),
@@ -191,8 +194,7 @@ class Laplace(TunableLaplace):
 
         Raises:
             ValueError: If the loader is empty, a batch holds NaN or targets that do not fit, shapes differ between
-                batches, the rank exceeds the number of parameters, or no single layer is the last and one was asked
-                for.
+                batches, or no single layer is the last and one was asked for.
             TypeError: If targets or batches are of the wrong type.
             TraceError: If the model cannot be traced, or samples of a batch see one another.
             MismatchError: If the traced model does not give what torch gives.
@@ -206,12 +208,13 @@ class Laplace(TunableLaplace):
         reading = dataclasses.replace(self.reading, progress=shown)
         what = (self.model, train_loader, self.loss, options, reading, self.hyperparameters, self.subset)
         read = {"to_batch": to_batch, "checkpoint": checkpoint}
-        try:
-            fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, before=self._fit, **read)
-        except KeyboardInterrupt as stop:
-            stop.add_note("The fit was interrupted; this Laplace is as it was before.")
-            raise
-        self.adopt(fit if before is None else before.with_more(fit, rank=self.options.rank), self.hyperparameters)
+        with wide_types(is_wide(self.model)):  # as the model is now, not as it was at an earlier fit
+            try:
+                fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, before=self._fit, **read)
+            except KeyboardInterrupt as stop:
+                stop.add_note("The fit was interrupted; this Laplace is as it was before.")
+                raise
+            self.adopt(fit if before is None else before.with_more(fit, rank=self.options.rank), self.hyperparameters)
         return self
 
     def extra_repr(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 from bridge import hyperparameters
 from bridge.against_torch import compare_outputs
 from bridge.at_length import Ready, ready_for
@@ -36,6 +38,11 @@ class LaplaceState(Description):
         self._posterior: Posterior | None = None
         self._verified = True
         self._report: Report | None = None
+
+    def runs_wide(self) -> bool:
+        """Whether the fit, or before it the model, is in float64, for which JAX's 64-bit types are needed."""
+        fit = self.__dict__.get("_fit")
+        return super().runs_wide() if fit is None else fit.is_wide
 
     def loss_for(self, layout: OutputLayout, hyper: Hyperparameters) -> Loss:
         """The loss with the noise per output in it."""
@@ -153,7 +160,8 @@ class LaplaceState(Description):
         log_likelihood = fit.fitted.log_likelihood(
             fit.loss.likelihood, noise if isinstance(noise, float | int) else 1.0
         )
-        return log_marginal_likelihood(posterior, log_likelihood / self.temperature, prior_mean=self.core_prior_mean)
+        found = log_marginal_likelihood(posterior, log_likelihood / self.temperature, prior_mean=self.core_prior_mean)
+        return jax.device_get(found)  # numpy adds its parts in their own precision, wherever they are looked at
 
     @property
     def core_prior_mean(self) -> Any:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import torch
 
 from bridge.evidence import differentiable_evidence
+from bridge.hyperparameters import in_core, per_parameter
 from bridge.keeping import KeptLaplace
 from bridge.options import check_generator, whole
 from bridge.parameter_order import ParameterOrder
 from bridge.placement import device_of
-from bridge.posterior_precision import PosteriorPrecision, check_dense, products
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
+from bridge.weight_matrix import PosteriorPrecision, WeightMatrix, check_dense, products
+from bridge.wide_types import is_wide
 from jax_core.data.trees import flattener
 from jax_core.likelihoods import Gaussian
-from jax_core.posterior import Posterior
+from jax_core.operators import Diagonal
+from jax_core.posterior import Posterior, prior_vector
+
+Matrix = TypeVar("Matrix", bound=WeightMatrix)
 
 
 class WeightSpace(KeptLaplace):
-    """What is known of the Gaussian over weights; everything here raises ``RuntimeError`` before ``fit``."""
+    """What is known of the Gaussian over weights.
+
+    Before ``fit`` that is the prior: :attr:`mean`, densities, precisions and determinants are its own, and :attr:`H` is
+    zero. They stay what they are while the model is trained on, so that training can use them (Ritter et al., 2018,
+    arXiv:1805.07810); everything else raises ``RuntimeError`` before ``fit`` and once the weights have changed since.
+    """
 
     @property
     def mean(self) -> torch.Tensor:
@@ -32,8 +42,19 @@ class WeightSpace(KeptLaplace):
 
     @property
     def _covered_mean(self) -> torch.Tensor:
-        posterior = self.posterior
-        return self._tensor(flattener(posterior.mean)[0](posterior.mean))
+        density = self._density
+        return self._tensor(flattener(density.mean)[0](density.mean))
+
+    @property
+    def _density(self) -> Posterior:
+        """The posterior, also while training goes on from it, or before ``fit`` the prior."""
+        if self.is_fitted:  # the other weights around a subnetwork are the model's own, so that must be as it was
+            return self.fit_result(check_weights=self.subset.kind == "subnetwork")[1]
+        order = self.order
+        dtype = jnp.float64 if is_wide(self.model) else jnp.float32
+        centre = jnp.broadcast_to(jnp.asarray(self.core_prior_mean, dtype), order.size)
+        prior = prior_vector(in_core(per_parameter(self._hyper.prior_precision, order), order.to_core), centre)
+        return Posterior.create(centre, Diagonal(jnp.zeros_like(centre)), prior)
 
     def _whole(self, covered: torch.Tensor) -> torch.Tensor:
         """Values ``(..., P)`` of a subnetwork's weights within all weights that may be trained; others as they are."""
@@ -119,7 +140,7 @@ class WeightSpace(KeptLaplace):
         """
         if self.subset.kind == "subnetwork" and isinstance(value, torch.Tensor) and value.shape[-1:] == self.mean.shape:
             value = value[..., list(self.subset.indices)]
-        rows, posterior = self._core_rows("value", value), self.posterior
+        rows, posterior = self._core_rows("value", value), self._density
         offset = rows - flattener(posterior.mean)[0](posterior.mean)
         centred = self._tensor(offset)
         product = self._tensor(products(posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape))
@@ -139,20 +160,34 @@ class WeightSpace(KeptLaplace):
     @property
     def prior_precision_diag(self) -> torch.Tensor:
         """The prior precision of each weight, ``(P,)``."""
-        return self._tensor(jnp.broadcast_to(self.posterior.prior_precision, self.order.size))
+        return self._tensor(jnp.broadcast_to(self._density.prior_precision, self.order.size))
 
     @property
     def posterior_precision(self) -> torch.Tensor | PosteriorPrecision:
         r"""$\Sigma^{-1}$: a matrix ``(P, P)`` of ``"full"``, a vector ``(P,)`` of ``"diag"``.
 
-        Other structures give a :class:`~bridge.posterior_precision.PosteriorPrecision`, which multiplies vectors and
-        writes the matrix out where it is asked to. That of ``"diag"`` can be the ``prior_precision`` of a next Laplace;
-        of the others, ``fit(loader, override=False)`` adds data to a posterior.
+        Other structures give a :class:`~bridge.weight_matrix.PosteriorPrecision`, which multiplies vectors and
+        writes the matrix out where it is asked to; a low rank unpacks as ``(U, l), d``. That of ``"diag"`` can be the
+        ``prior_precision`` of a next Laplace; of the others, ``fit(loader, override=False)`` adds data to a posterior.
         """
-        found = PosteriorPrecision.of(self.posterior, self.order, self._covered_mean)
+        return self._in_structure(PosteriorPrecision.of(self._density, self.order, self._covered_mean))
+
+    @property
+    def H(self) -> torch.Tensor | WeightMatrix:
+        r"""The curvature $G$ of the data, without noise, temperature and prior; laid out like the precision.
+
+        It is $(\Sigma^{-1} - D)\, \sigma^2 T$, a matrix ``(P, P)`` of ``"full"``, a vector ``(P,)`` of ``"diag"``, and
+        of other structures a :class:`~bridge.weight_matrix.WeightMatrix`.
+        """
+        mean = self._covered_mean
+        fit = self.fit_result(check_weights=False)[0] if self.is_fitted else None
+        curvature = self._density.relative_curvature if fit is None else fit.fitted.curvature
+        return self._in_structure(WeightMatrix(curvature, self.order, mean.device, mean.dtype))
+
+    def _in_structure(self, matrix: Matrix) -> torch.Tensor | Matrix:
         if self.options.structure == "full":
-            return found.to_matrix()
-        return found.diagonal() if self.options.structure == "diag" else found
+            return matrix.to_matrix()
+        return matrix.diagonal() if self.options.structure == "diag" else matrix
 
     @property
     def posterior_covariance(self) -> torch.Tensor:
@@ -181,7 +216,7 @@ class WeightSpace(KeptLaplace):
     @property
     def scatter(self) -> torch.Tensor:
         r"""$(\theta^* - \mu_0)^\top D (\theta^* - \mu_0)$ with the prior's mean and precision."""
-        return self._like(self.evidence().scatter)
+        return self._like(self._density.scatter(self.core_prior_mean))
 
     @property
     def log_likelihood(self) -> torch.Tensor:
@@ -191,7 +226,7 @@ class WeightSpace(KeptLaplace):
     @property
     def log_det_ratio(self) -> torch.Tensor:
         r"""$\log\det\Sigma^{-1} - \log\det D$."""
-        return self._like(self.evidence().complexity)
+        return self._like(self._density.log_det_ratio())
 
     @property
     def log_det_prior_precision(self) -> torch.Tensor:
@@ -240,7 +275,7 @@ class WeightSpace(KeptLaplace):
         if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[-1] != self.order.size:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{name} of shape {shape}: the last axis runs over the {self.order.size} weights covered.")
-        like = self.posterior.prior_precision
+        like = self._density.prior_precision
         return jax.device_put(to_jax(value.detach().cpu()[..., self.order.core_places]), like.device).astype(like.dtype)
 
     def _tensor(self, flat: Any) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jax_core.posterior.posterior import Posterior
+
+Number: TypeAlias = Float[Array, ""] | np.ndarray | np.floating
 
 
 class Evidence(NamedTuple):
@@ -19,12 +22,12 @@ class Evidence(NamedTuple):
         scatter: $(\theta^* - \mu_0)^\top D (\theta^* - \mu_0)$.
     """
 
-    fit: Float[Array, ""]
-    complexity: Float[Array, ""]
-    scatter: Float[Array, ""]
+    fit: Number
+    complexity: Number
+    scatter: Number
 
     @property
-    def total(self) -> Float[Array, ""]:
+    def total(self) -> Number:
         """The log marginal likelihood."""
         return self.fit - 0.5 * (self.complexity + self.scatter)
 

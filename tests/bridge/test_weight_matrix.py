@@ -1,9 +1,9 @@
-"""A posterior's precision as a value, in every structure."""
+"""Precision and curvature as values, in every structure."""
 
 import pytest
 import torch
 
-from bridge.posterior_precision import PosteriorPrecision
+from bridge.weight_matrix import PosteriorPrecision
 from tests.bridge.small import CASES, COVERED, fitted
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -21,6 +21,8 @@ def test_products_and_the_diagonal_are_those_of_the_matrix(structure, subset):
     torch.testing.assert_close(precision @ columns, matrix @ columns)
     torch.testing.assert_close(precision @ columns[:, 0], matrix @ columns[:, 0])
     torch.testing.assert_close(precision.diagonal(), matrix.diagonal())
+    torch.testing.assert_close(precision.to_matrix(exponent=-1), torch.linalg.inv(matrix))
+    torch.testing.assert_close(precision.logdet(), matrix.logdet())
     assert torch.equal(matrix, matrix.T) and torch.linalg.eigvalsh(matrix).min() > 0
 
 
@@ -34,3 +36,8 @@ def test_the_property_is_a_matrix_a_vector_or_a_value_by_structure():
 def test_a_product_with_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"give \(43,\)"):
         precision_of(fitted("kron")) @ torch.zeros(shape)
+
+
+def test_another_power_is_refused():
+    with pytest.raises(ValueError, match=r"exponent=0\.5"):
+        precision_of(fitted("kron")).to_matrix(exponent=0.5)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import bridge.posterior_precision
+import bridge.weight_matrix
 from bridge import Laplace
 from tests.bridge.small import (
     CASES,
@@ -19,7 +19,6 @@ from tests.bridge.small import (
     fitted,
     jacobians,
     loader,
-    make,
     matrix,
     network,
     own,
@@ -246,23 +245,28 @@ def test_vectors_over_other_weights_are_refused_with_their_number(call, value):
         getattr(fitted(), call)(value)
 
 
-NEED_A_FIT = (
-    *("mean", "posterior_precision", "posterior_covariance", "posterior_scale", "posterior_variance", "scatter"),
-    *("log_likelihood", "log_det_ratio", "log_det_posterior_precision", "n_outputs", "n_data", "prior_precision_diag"),
-)
+@pytest.mark.parametrize(("structure", "subset"), CASES, ids=str)
+def test_the_curvature_is_the_precision_without_the_prior(structure, subset):
+    la = own(fitted(structure, subset, likelihood="regression"))
+    la.sigma_noise, la.temperature = 0.3, 2.0
+    prior = la.prior_precision_diag.diag()
+    torch.testing.assert_close((matrix(la.posterior_precision) - prior) * 0.18, matrix(la.H), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", NEED_A_FIT)
-def test_before_fit_everything_says_so(name):
-    with pytest.raises(RuntimeError, match=r"Call fit\(train_loader\) first"):
-        getattr(make(), name)
+def test_a_low_rank_precision_unpacks_into_its_parts():
+    la = own(fitted("lowrank"))
+    for la.prior_precision in (0.7, np.linspace(0.5, 2.0, 43)):
+        (vectors, values), prior = la.posterior_precision
+        torch.testing.assert_close(vectors @ values.diag() @ vectors.T + prior.diag(), matrix(la.posterior_precision))
+    with pytest.raises(TypeError, match="no low rank"):
+        (_, _), _ = fitted("kron").posterior_precision
 
 
 def test_a_matrix_too_large_names_what_does_without_it(monkeypatch):
-    monkeypatch.setattr(bridge.posterior_precision, "_DENSE_BYTES", 8 * 42**2)
+    monkeypatch.setattr(bridge.weight_matrix, "_DENSE_BYTES", 8 * 42**2)
     with pytest.raises(ValueError, match=r"43 weights.*posterior_variance"):
         _ = fitted().posterior_covariance
-    with pytest.raises(ValueError, match=r"precision @ vector"):
+    with pytest.raises(ValueError, match=r"matrix @ vector"):
         fitted("kron").posterior_precision.to_matrix()
 
 
@@ -273,15 +277,3 @@ def test_evidence_without_new_values_leaves_the_old_ones_and_with_them_sets_them
     np.testing.assert_allclose(at_once, la.log_marginal_likelihood())
     with pytest.raises(ValueError, match="sigma_noise belongs to regression"):
         own(fitted()).log_marginal_likelihood(sigma_noise=0.4)
-
-
-def test_torch_differentiates_densities_by_the_weights():
-    la = fitted("full")
-    value = (la.mean + 0.1).requires_grad_()
-    density = torch.distributions.MultivariateNormal(la.mean, precision_matrix=matrix(la.posterior_precision))
-    for ours, theirs in (
-        (la.log_prob(value), density.log_prob(value)),
-        (-la.square_norm(value) / 2, density.log_prob(value)),
-    ):
-        slopes = [torch.autograd.grad(x, value, retain_graph=True)[0] for x in (ours, theirs)]
-        torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-8)
