@@ -13,9 +13,9 @@ from bridge.dataloader import ToBatch, as_torch_batch
 from bridge.model_inputs import with_keywords
 from bridge.options import LinkName, PredictionType, check_generator, one_of, whole
 from bridge.predictives import Request, distribution, is_regression, predict, sampled_outputs
-from bridge.sampling import entropies, gaussian_samples, key_of, to_predictions
+from bridge.sampling import entropies, gaussian_samples, key_of, predicted_variances, to_predictions
 from bridge.weight_space import WeightSpace
-from jax_core.likelihoods import Gaussian
+from jax_core.likelihoods import Gaussian, Heteroscedastic
 
 
 class FunctionSpace(WeightSpace):
@@ -150,7 +150,8 @@ class FunctionSpace(WeightSpace):
           $\mathbb E\,H[p]$ (of the data) and ``"mutual_information"``, their difference (of the weights; Houlsby et
           al., 2011, arXiv:1112.5745); a label counts by itself.
         - Regression, in squares of the outputs' unit: ``"aleatoric_variance"``, that of the noise, and
-          ``"epistemic_variance"``, that of the function.
+          ``"epistemic_variance"``, that of the function; where the network predicts its noise, the former is the
+          mean $\mathbb E\,e^s = e^{\bar s + \operatorname{var}(s) / 2}$ and both are of the targets' shape.
 
         Args:
             x: A batch of inputs.
@@ -165,6 +166,8 @@ class FunctionSpace(WeightSpace):
             ValueError: For a likelihood whose noise is no number, such as that of counts.
         """
         fit = self.fit_result()[0]
+        if isinstance(fit.predicted, Heteroscedastic):
+            return predicted_variances(*self(x, diagonal_output=True))
         if is_regression(fit):
             if not isinstance(fit.predicted, Gaussian):
                 raise ValueError(

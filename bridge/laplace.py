@@ -79,7 +79,8 @@ class Laplace(TunableLaplace):
         Args:
             model: A trained module; one in 16 bits is worked on in float32.
             likelihood: ``"classification"`` (classes on the last axis of the outputs), ``"regression"``,
-                ``"multilabel"``, a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
+                ``"multilabel"``, ``"heteroscedastic_regression"`` (means and then log-variances on the last axis of the
+                outputs), a torch loss module such as ``nn.CrossEntropyLoss(weight=...)`` (classes on axis 1,
                 as torch has them), or a likelihood of ``jax_core``; or ``"reward_modeling"``: the model gives two
                 logits for a pair, the target says which is preferred, and predictions of single inputs are rewards,
                 means and variances as in regression.

@@ -13,11 +13,17 @@ from torch import nn
 from bridge.tensors import to_free_jax
 from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, Poisson, as_likelihood
 
-_NAMES = {"classification": "cross_entropy", "regression": "mse", "multilabel": "binary_cross_entropy"}
+_NAMES = {
+    "classification": "cross_entropy",
+    "regression": "mse",
+    "multilabel": "binary_cross_entropy",
+    "heteroscedastic_regression": "heteroscedastic",
+}
 _CUSTOM = "likelihood=jax_core.Custom(lambda output, target: ...) takes any convex loss of one sample"
 _REFUSED: dict[type[nn.Module], str] = {
-    nn.GaussianNLLLoss: "it takes a mean and a variance as two inputs, and its Hessian over them is indefinite. Use "
-    "nn.MSELoss with sigma_noise= (one number, or one per output)",
+    nn.GaussianNLLLoss: "it takes a mean and a variance as two inputs. Let the model return the means and then the "
+    "logarithms of the variances on its last axis, with likelihood='heteroscedastic_regression', or use nn.MSELoss "
+    "with sigma_noise= (one number, or one per output)",
     nn.HuberLoss: "its Hessian vanishes for residuals above delta, so outliers would count as no data. Use nn.MSELoss",
     nn.SmoothL1Loss: "its Hessian vanishes for residuals above beta: outliers would count as no data. Use nn.MSELoss",
     nn.L1Loss: "its Hessian is zero almost everywhere, so the curvature would be zero. Use nn.MSELoss",
@@ -49,7 +55,8 @@ def to_likelihood(loss: Any) -> Likelihood:
     ``reduction`` is not looked at: a likelihood is a sum over the data.
 
     Args:
-        loss: ``"classification"``, ``"regression"``, ``"multilabel"``, ``"reward_modeling"``;
+        loss: ``"classification"``, ``"regression"``, ``"multilabel"``, ``"heteroscedastic_regression"``,
+            ``"reward_modeling"``;
             ``nn.CrossEntropyLoss`` (with ``weight``, ``label_smoothing``, ``ignore_index``), ``nn.NLLLoss`` on
             log-probabilities (``weight``, ``ignore_index``), ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` (with
             ``pos_weight``), ``nn.BCELoss`` on probabilities, ``nn.PoissonNLLLoss``; or a likelihood of ``jax_core``.

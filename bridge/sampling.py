@@ -63,3 +63,9 @@ def entropies(samples: torch.Tensor, fit: FittedModel) -> dict[str, torch.Tensor
         "expected_entropy": expected,
         "mutual_information": (predictive - expected).clamp_min(0.0),
     }
+
+
+def predicted_variances(mean: torch.Tensor, variance: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Variances of noise and function, from those of outputs that are means and then log-variances."""
+    (_, log_noise), (epistemic, spread) = mean.chunk(2, dim=-1), variance.chunk(2, dim=-1)
+    return {"aleatoric_variance": torch.exp(log_noise + spread / 2), "epistemic_variance": epistemic}

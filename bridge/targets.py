@@ -12,7 +12,7 @@ import numpy as np
 from bridge.losses import Loss
 from bridge.outputs import OutputLayout
 from jax_core.data.batches import Batch, batch_size
-from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, Poisson, Unweighted
+from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Heteroscedastic, Likelihood, Poisson, Unweighted
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TargetCheck:
                 self._check_indices(number, target, likelihood)
             else:
                 self._check_probabilities(number, target)
-        elif isinstance(likelihood, Gaussian | Bernoulli | Poisson):
+        elif isinstance(likelihood, Gaussian | Bernoulli | Poisson | Heteroscedastic):
             target = _one_array(number, batch.target)
-            self._check_values(number, target)
+            self._check_values(number, target, self._predicted_shape(likelihood))
             _check_range(number, target, likelihood)
 
     def _check_length(self, number: int, target: Any, count: int) -> None:
@@ -82,14 +82,26 @@ class TargetCheck:
             )
         _check_finite(number, target)
 
-    def _check_values(self, number: int, target: np.ndarray) -> None:
+    def _predicted_shape(self, likelihood: Likelihood) -> tuple[int, ...]:
+        """Of one sample's targets: one for each output, or beside log-variances for each mean."""
+        shape = self.layout.shape
+        if not isinstance(likelihood, Heteroscedastic):
+            return shape
+        if not shape or shape[-1] % 2:
+            raise ValueError(
+                f"The model's outputs of shape {_shown(shape)} cannot be halved on the last axis. A heteroscedastic "
+                "regression returns the means of all targets and then the logarithms of their variances there."
+            )
+        return (*shape[:-1], shape[-1] // 2)
+
+    def _check_values(self, number: int, target: np.ndarray, wanted: tuple[int, ...]) -> None:
         _check_numbers(number, target)
         _check_finite(number, target)
-        given, wanted = target.shape[1:], self.layout.shape
+        given = target.shape[1:]
         flat = len(given) == 1 and given[0] == math.prod(wanted)
         if not flat and _without_ones(given) != _without_ones(wanted):
             raise ValueError(
-                f"Batch {number} holds targets of shape {target.shape} for outputs of shape {_shown(wanted)}. "
+                f"Batch {number} holds targets of shape {target.shape} where the model predicts {_shown(wanted)}. "
                 "Give one target value per output, in the same order of axes."
             )
 

@@ -26,7 +26,15 @@ from jax_core.fit import FitOptions, fit_curvature
 from jax_core.fitted import Fitted
 from jax_core.gradients.jacobian_maps import map_jacobians
 from jax_core.gradients.jacobians import jacobian
-from jax_core.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood, as_likelihood
+from jax_core.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Custom,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    as_likelihood,
+)
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.matrix_free import diagonal, estimate_diagonal, to_dense
 from jax_core.operators import (
@@ -84,6 +92,7 @@ __all__ = [
     "Fitted",
     "Gaussian",
     "GaussianOutputs",
+    "Heteroscedastic",
     "Kronecker",
     "Likelihood",
     "LoaderPasses",

@@ -1,42 +1,17 @@
-"""Likelihoods: the loss per sample and its curvature with respect to the model's output.
-
-Every likelihood is a frozen value with the same few methods, all on a batch. ``outputs`` has shape ``(B, ..., C)``
-and ``target`` belongs to it; the loss is a sum over every axis but the first, one number per sample. Curvatures are
-products: no ``C x C`` matrix per sample is formed unless :func:`dense_hessian` is asked for one.
-"""
+"""The likelihoods by name: classes, numbers, labels, counts, and losses of one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Outputs: TypeAlias = Float[Array, "B *rest"]
-
-
-@runtime_checkable
-class Likelihood(Protocol):
-    r"""$-\log p(y \mid f)$ per sample and its Hessian with respect to the outputs $f$."""
-
-    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
-        r"""$-\log p(y_i \mid f_i)$ for each sample."""
-        ...
-
-    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
-        r"""$H_i v_i$ with $H_i = \nabla_f^2 [-\log p(y_i \mid f_i)]$."""
-        ...
-
-    def sample(self, key: Array, outputs: Outputs) -> Any:
-        """Draw targets from the model's own predictive distribution."""
-        ...
-
-
-def _per_sample(values: Float[Array, "B *rest"]) -> Float[Array, " B"]:
-    return values.reshape(values.shape[0], -1).sum(-1)
+from jax_core.likelihoods.base import Likelihood, Outputs, like, per_sample
+from jax_core.likelihoods.heteroscedastic import Heteroscedastic
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +49,7 @@ class Categorical:
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
         """See :meth:`Likelihood.nll`."""
-        return _per_sample(-self.target_weights(outputs, target) * jax.nn.log_softmax(outputs, axis=-1))
+        return per_sample(-self.target_weights(outputs, target) * jax.nn.log_softmax(outputs, axis=-1))
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
@@ -107,7 +82,7 @@ class Gaussian:
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
         """See :meth:`Likelihood.nll`, without the constant of the normal density."""
-        return _per_sample(0.5 * jnp.square(self._in_noise(outputs - _like(target, outputs))))
+        return per_sample(0.5 * jnp.square(self._in_noise(outputs - like(target, outputs))))
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
@@ -135,13 +110,13 @@ class Bernoulli:
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
         """See :meth:`Likelihood.nll`."""
-        y = _like(target, outputs)
+        y = like(target, outputs)
         weight = 1.0 if self.positive_weight is None else self.positive_weight.astype(outputs.dtype)
-        return _per_sample(-weight * y * jax.nn.log_sigmoid(outputs) - (1.0 - y) * jax.nn.log_sigmoid(-outputs))
+        return per_sample(-weight * y * jax.nn.log_sigmoid(outputs) - (1.0 - y) * jax.nn.log_sigmoid(-outputs))
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
-        y = _like(target, outputs)
+        y = like(target, outputs)
         weight = 1.0 if self.positive_weight is None else self.positive_weight.astype(outputs.dtype)
         # sigmoid(-f) is 1 - p without its cancellation
         return (weight * y + 1.0 - y) * jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * vector
@@ -158,7 +133,7 @@ class Poisson:
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
         """See :meth:`Likelihood.nll`, without the constant, the logarithm of y factorial."""
-        return _per_sample(jnp.exp(outputs) - _like(target, outputs) * outputs)
+        return per_sample(jnp.exp(outputs) - like(target, outputs) * outputs)
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
@@ -221,22 +196,12 @@ class Custom:
         )
 
 
-def _like(target: Any, outputs: Outputs) -> Outputs:
-    target = jnp.asarray(target).astype(outputs.dtype)
-    if target.size != outputs.size:
-        raise ValueError(
-            f"Targets of shape {target.shape} do not fit outputs of shape {outputs.shape}. "
-            "Give one target value per output."
-        )
-    return target.reshape(outputs.shape)
-
-
 def as_likelihood(loss_fn: Any) -> Likelihood:
     """Turn the name of a loss, a callable loss or a likelihood into a likelihood.
 
     Args:
-        loss_fn: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"none"`` (or ``None``), a callable
-            ``loss(output, target) -> scalar`` of one sample, or a :class:`Likelihood`.
+        loss_fn: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"heteroscedastic"``, ``"none"`` (or
+            ``None``), a callable ``loss(output, target) -> scalar`` of one sample, or a :class:`Likelihood`.
 
     Raises:
         ValueError: For any other name.
@@ -246,6 +211,7 @@ def as_likelihood(loss_fn: Any) -> Likelihood:
         "cross_entropy": Categorical(),
         "mse": Gaussian(),
         "binary_cross_entropy": Bernoulli(),
+        "heteroscedastic": Heteroscedastic(),
         "none": Unweighted(),
         None: Unweighted(),
     }
@@ -259,19 +225,3 @@ def as_likelihood(loss_fn: Any) -> Likelihood:
     if callable(loss_fn):
         return Custom(loss_fn)
     raise TypeError(f"A loss is a name, a callable or a Likelihood, not {type(loss_fn).__name__}.")
-
-
-def score(likelihood: Likelihood, outputs: Outputs, target: Any) -> Outputs:
-    r"""$\nabla_f [-\log p(y_i \mid f_i)]$ for each sample, by reverse mode."""
-    return jax.grad(lambda f: likelihood.nll(f, target).sum())(outputs)
-
-
-def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B C C"]:
-    """The Hessian of every sample as a matrix over its flattened outputs, ``C`` products each."""
-    size = outputs[0].size
-    basis = jnp.eye(size, dtype=outputs.dtype).reshape((size, 1, *outputs.shape[1:]))
-
-    def column(e: Array) -> Array:
-        return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
-
-    return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], size), 0, -1)

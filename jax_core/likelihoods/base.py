@@ -1,0 +1,69 @@
+"""Likelihoods: the loss per sample and its curvature with respect to the model's output.
+
+Every likelihood is a frozen value with the same few methods, all on a batch. ``outputs`` has shape ``(B, ..., C)``
+and ``target`` belongs to it; the loss is a sum over every axis but the first, one number per sample. Curvatures are
+products: no ``C x C`` matrix per sample is formed unless :func:`dense_hessian` is asked for one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Outputs: TypeAlias = Float[Array, "B *rest"]
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    r"""$-\log p(y \mid f)$ per sample and its Hessian with respect to the outputs $f$."""
+
+    def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
+        r"""$-\log p(y_i \mid f_i)$ for each sample."""
+        ...
+
+    def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
+        r"""$H_i v_i$ with $H_i = \nabla_f^2 [-\log p(y_i \mid f_i)]$."""
+        ...
+
+    def sample(self, key: Array, outputs: Outputs) -> Any:
+        """Draw targets from the model's own predictive distribution."""
+        ...
+
+
+def per_sample(values: Float[Array, "B *rest"]) -> Float[Array, " B"]:
+    """The sum over every axis but the first."""
+    return values.reshape(values.shape[0], -1).sum(-1)
+
+
+def like(target: Any, outputs: Outputs) -> Outputs:
+    """Targets in the shape and type of the outputs.
+
+    Raises:
+        ValueError: If there is not one for each.
+    """
+    target = jnp.asarray(target).astype(outputs.dtype)
+    if target.size != outputs.size:
+        raise ValueError(
+            f"Targets of shape {target.shape} do not fit outputs of shape {outputs.shape}. "
+            "Give one target value per output."
+        )
+    return target.reshape(outputs.shape)
+
+
+def score(likelihood: Likelihood, outputs: Outputs, target: Any) -> Outputs:
+    r"""$\nabla_f [-\log p(y_i \mid f_i)]$ for each sample, by reverse mode."""
+    return jax.grad(lambda f: likelihood.nll(f, target).sum())(outputs)
+
+
+def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B C C"]:
+    """The Hessian of every sample as a matrix over its flattened outputs, ``C`` products each."""
+    size = outputs[0].size
+    basis = jnp.eye(size, dtype=outputs.dtype).reshape((size, 1, *outputs.shape[1:]))
+
+    def column(e: Array) -> Array:
+        return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
+
+    return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], size), 0, -1)
