@@ -29,6 +29,7 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 # docstrings
+default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

@@ -18,8 +18,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
 OURS = ("bridge", "jax_core")
-# code in double backticks is no formula, whatever it holds
-TOKENS = re.compile(r"(``.+?``)|\$\$(.+?)\$\$|\$([^$]+?)\$", flags=re.DOTALL)
+# what stands between backticks is no formula, whatever it holds
+TOKENS = re.compile(r"(``.+?``|`[^`]+`)|\$\$(.+?)\$\$|\$([^$]+?)\$", flags=re.DOTALL)
 COLON = "\ue000"  # of no script: stands for a colon while others read
 
 
