@@ -6,7 +6,10 @@ Names are those that the pages use. Models are tiny, so that all pages together 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bridge
+import bridge.subnetworks
+import jax_core
 from bridge import Laplace
 
 World = dict[str, object]
@@ -181,5 +186,25 @@ WORLDS = {
     "docs/ideas/models.md": tracing,
     "docs/ideas/tracing.md": tracing,
 }
-# of docstrings that hold examples, by their full name
-DOCSTRINGS = {"bridge.laplace.Laplace": fitted}
+
+
+def to_trace() -> World:
+    return tracing() | {"x": clusters(2)[0][:5], "to_jax": bridge.to_jax}
+
+
+def on_disk() -> World:
+    path = Path(tempfile.mkdtemp()) / "posterior.safetensors"
+    return fitted() | {"bridge": bridge, "path": path, "la": copy.deepcopy(_fitted())}
+
+
+def arrays() -> World:
+    return {"jax": jax, "jnp": jnp, "np": np} | {name: getattr(jax_core, name) for name in jax_core.__all__}
+
+
+# of docstrings that hold examples, by their full name; of the core's, arrays and its public names
+DOCSTRINGS = {
+    "bridge.checkpoint.load": on_disk,
+    "bridge.laplace.Laplace": fitted,
+    "bridge.subnetworks.largest_magnitude": lambda: fitted() | {"bridge": bridge},
+    "bridge.tracing.trace": to_trace,
+}

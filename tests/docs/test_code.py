@@ -5,16 +5,15 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
-import functools
 import importlib
 import io
-import re
+import pkgutil
 import warnings
 
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks
-from tests.docs.setups import DOCSTRINGS, WORLDS
+from tests.docs.setups import DOCSTRINGS, WORLDS, arrays
 
 WITH_CODE = [page for page in PAGES if any(block.kind == "python" for block in blocks(page))]
 WITH_MISTAKE = [page for page in PAGES if any(":pyobject: mistake" in block.text for block in blocks(page))]
@@ -87,7 +86,7 @@ def with_examples() -> list[str]:
     for package in ("bridge", "jax_core"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if ">>>" in (source := path.read_text()):
-                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
                 found += [f"{module}.{name}" for name in _documented(ast.parse(source))]
     return found
 
@@ -105,9 +104,8 @@ def _documented(node: ast.AST, within: str = "") -> list[str]:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", with_examples())
 def test_examples_of_a_docstring_run(name):
-    module = re.match(r"[a-z_.0-9]+(?=\.)", name).group()
-    value = functools.reduce(getattr, name[len(module) + 1 :].split("."), importlib.import_module(module))
-    world = DOCSTRINGS[name]() if name in DOCSTRINGS else {}
+    value = pkgutil.resolve_name(name)
+    world = DOCSTRINGS.get(name, arrays)()
     example = doctest.DocTestParser().get_doctest(value.__doc__, world, name, None, 0)
     report = io.StringIO()
     failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=report.write).failed
