@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch.utils.data import TensorDataset
     from torchvision.datasets import MNIST
 
 HERE = Path(__file__).resolve().parent
@@ -72,9 +74,27 @@ def load_digits(data_root: str | Path | None = None) -> Digits:
         labels = [half.targets.numpy().astype(np.int64) for half in full]
         source = "torchvision's MNIST"
     else:
-        with np.load(PACKAGED) as packed:
-            images = [_normalised(packed[f"{half}_images"]) for half in ("train", "test")]
-            labels = [packed[f"{half}_labels"].astype(np.int64) for half in ("train", "test")]
+        images, labels = _packaged()
         source = "the subset of MNIST that the repository carries (the full set is neither here nor to be downloaded)"
     counts = f"{len(labels[0]):,} training and {len(labels[1]):,} test digits"
     return Digits(images[0], labels[0], images[1], labels[1], f"{counts}: {source}")
+
+
+def _packaged() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    with np.load(PACKAGED) as packed:
+        images = [_normalised(packed[f"{half}_images"]) for half in ("train", "test")]
+        return images, [packed[f"{half}_labels"].astype(np.int64) for half in ("train", "test")]
+
+
+def torch_digits(*counts: int) -> list[TensorDataset]:
+    """Data sets of so many digits, images ``(N, 1, 28, 28)``; the last of test digits, the others of training ones."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    images, labels = _packaged()
+    ends = np.cumsum((0, *counts[:-1]))
+    parts = [(0, slice(a, b)) for a, b in itertools.pairwise(ends)] + [(1, slice(counts[-1]))]
+    return [
+        TensorDataset(torch.from_numpy(images[half][part][..., 0]).unsqueeze(1), torch.from_numpy(labels[half][part]))
+        for half, part in parts
+    ]
