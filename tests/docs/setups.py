@@ -119,10 +119,10 @@ def sentences() -> World:
         "get_peft_model": get_peft_model,
         "LoraConfig": LoraConfig,
         "tokenizer": tiny.tokenizer(),
-        "texts": ["a good film", "the plot was not very fine"],
+        "texts": ["a good film", "the plot was not very fine indeed"],
         "batches": batches,
         "trainer": SimpleNamespace(get_train_dataloader=lambda: batches),
-        "validation_loader": batches,
+        "validation_loader": batches[1:],
     }
 
 
