@@ -51,12 +51,10 @@ def main(
     sets = {"digits": test.tensors[0], "letters": letters(images), "shapes": shapes(images)}
     scores = {name: network_scores(model, x) | laplace_scores(la, x) for name, x in sets.items()}
 
-    found: dict[str, dict[str, float]] = {}
+    foreign, found = ("letters", "shapes"), {}
     print(f"{'area under the ROC curve':40}{'letters':>9}{'shapes':>9}")
     for score, known in scores["digits"].items():
-        found[score] = {
-            kind: float(auroc(known.numpy(), scores[kind][score].numpy())) for kind in ("letters", "shapes")
-        }
+        found[score] = {kind: float(auroc(known.numpy(), scores[kind][score].numpy())) for kind in foreign}
         print("{:40}{:9.3f}{:9.3f}".format(score, *found[score].values()))
     draw(scores, folder)
     mistake()

@@ -34,7 +34,7 @@ def data(count: int, seed: int, *, inside_gap: bool = False) -> tuple[Tensor, Te
 
 def trained(x: Tensor, y: Tensor, steps: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()
@@ -52,7 +52,7 @@ def scores(mean: Tensor, spread: Tensor, y: Tensor) -> tuple[float, float, float
     )
 
 
-def main(count: int = 150, steps: int = 1_000, folder: Path = pictures.RESULTS) -> dict[tuple[str, str], float]:
+def main(count: int = 150, steps: int = 2_000, folder: Path = pictures.RESULTS) -> dict[tuple[str, str], float]:
     torch.manual_seed(0)
     x, y = data(count, seed=0)
     model = trained(x, y, steps)
