@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, ROOT, rows
+from tests.docs.pages import DOCS, PAGES, ROOT, quoted, rows
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALL = (DOCS / "install.md").read_text()
@@ -27,7 +27,7 @@ def test_changelog_speaks_of_this_version():
 
 
 def test_every_extra_is_explained():
-    assert set(PROJECT["optional-dependencies"]) <= {left.strip("`") for left, _ in rows(INSTALL)}
+    assert set(PROJECT["optional-dependencies"]) <= {name for left, _ in rows(INSTALL) for name in quoted(left)}
 
 
 def test_supported_versions_are_those_that_pip_is_told():
