@@ -57,7 +57,8 @@ def installed(built, tmp_path_factory):
 
 @pytest.mark.slow
 def test_wheel_holds_both_packages_with_their_types_and_nothing_else(built):
-    names = zipfile.ZipFile(built[1]).namelist()
+    with zipfile.ZipFile(built[1]) as packed:
+        names = packed.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bridge", "jax_core", "torch_laplace_bridge"}
     assert {"bridge/py.typed", "jax_core/py.typed", "bridge/__main__.py"} <= set(names)
     sources = {str(p.relative_to(ROOT)) for part in ("bridge", "jax_core") for p in (ROOT / part).rglob("*.py")}
@@ -67,7 +68,8 @@ def test_wheel_holds_both_packages_with_their_types_and_nothing_else(built):
 
 @pytest.mark.slow
 def test_source_distribution_holds_what_a_build_needs_and_no_data(built):
-    names = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
+    with tarfile.open(built[0]) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "bridge/py.typed", "jax_core/py.typed"} <= names
     assert not any(name.endswith(".npz") or name.startswith((".venv", "results")) for name in names)
 
