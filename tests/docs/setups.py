@@ -162,10 +162,14 @@ def plain_function() -> World:
         noise = 0.3 * rng.normal(size=(count, 1)).astype(np.float32)
         return {"input": jnp.asarray(inputs), "target": jnp.asarray(inputs[:, :1] + noise)}
 
+    train_data = data(20)
+    loader = [(train_data["input"][i : i + 5], train_data["target"][i : i + 5]) for i in range(0, 20, 5)]
     return {
+        "loader": loader,
+        "inputs": train_data["input"][:3],
         "model_fn": lambda input, params: jnp.tanh(input @ params["a"]) @ params["b"],
         "params": {"a": jnp.eye(2, 3), "b": jnp.ones((3, 1))},
-        "train_data": data(20),
+        "train_data": train_data,
         "held_out_data": data(20),
         "test_data": data(10),
     }
@@ -175,6 +179,7 @@ WORLDS = {
     "README.md": classification,
     "docs/index.md": classification,
     "docs/how-to/finetuned_transformer.md": sentences,
+    "docs/how-to/flax_and_equinox.md": plain_function,
     "docs/how-to/from_laplace_torch.md": classification,
     "docs/how-to/from_laplax.md": plain_function,
     "docs/how-to/libraries.md": sentences,
