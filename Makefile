@@ -7,7 +7,7 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help mnist mnist-one tutorial test test-all test-zoo test-oldest test-py fuzz bench lint format clean
+.PHONY: help mnist mnist-one tutorial docs test test-all test-zoo test-oldest test-py fuzz bench lint format clean
 
 help:
 	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-oldest, make test-py  the tests with the oldest packages allowed, and on each Python"
 	@echo "make fuzz      5,000 random programs, traced and held against torch: two hours"
 	@echo "make bench     ours beside the peers: an hour"
+	@echo "make docs      the site, in site/: warnings and dead links are errors"
 	@echo "make lint      ruff and pyright"
 
 mnist-one: $(VENV)/.installed-examples
@@ -78,6 +79,11 @@ BENCHMARKS := product against_laplax fit_and_predict whole_dataset quality large
 bench: $(VENV)/.installed-test
 	@for name in $(BENCHMARKS); do echo; echo "## $$name"; $(BIN)/python -W ignore benchmarks/$$name.py || exit 1; done
 
+# Nothing is fetched. Every page is read anew, so that what the last build knew hides no warning.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs site
+	$(BIN)/python scripts/check_site.py site
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -88,7 +94,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* results
+	rm -rf .venv .venv-* results site
 
 # A stamp per extra: a second run installs nothing, a changed pyproject.toml installs anew.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python

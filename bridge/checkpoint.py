@@ -71,6 +71,12 @@ def load(path: str | Path, la: LaplaceState) -> LaplaceState:
     Raises:
         ValueError: If the file is damaged or of another kind, or its likelihood, structure, parameters or weights are
             not those of ``la``; ``la`` is then unchanged.
+
+    Example:
+        >>> bridge.save(la, path)
+        >>> again = bridge.load(path, Laplace(model))
+        >>> torch.equal(again(x), la(x))
+        True
     """
     with wide_types(la.runs_wide()):
         return restore(unpack(Path(path).read_bytes(), str(path)), la)

@@ -36,9 +36,9 @@ class Laplace(TunableLaplace):
 
     Example:
         >>> la = Laplace(model, likelihood="classification", rank=100)
-        >>> la.fit(train_loader)
-        >>> la.optimize_prior_precision()
-        >>> probabilities = la(x)
+        >>> tuned = la.fit(train_loader).optimize_prior_precision()
+        >>> la(x).shape == model(x).shape
+        True
     """
 
     @spelled

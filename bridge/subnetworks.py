@@ -21,7 +21,14 @@ from bridge.tracing.checks import unwrap
 
 
 def largest_magnitude(model: nn.Module, count: int) -> torch.Tensor:
-    """The ``count`` weights of the largest absolute value."""
+    """The ``count`` weights of the largest absolute value.
+
+    Example:
+        >>> indices = bridge.subnetworks.largest_magnitude(model, 10)
+        >>> small = Laplace(model, "classification", "subnetwork", "full", subnetwork_indices=indices)
+        >>> small.fit(train_loader).n_params_subnet
+        10
+    """
     return _largest(_flat(model).abs(), count)
 
 

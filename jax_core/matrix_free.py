@@ -28,6 +28,10 @@ def to_dense(mv: MatVec, layout: Any = None, *, block_size: int = _COLUMNS) -> F
 
     Raises:
         TypeError: If ``layout`` is missing.
+
+    Example:
+        >>> to_dense(lambda v: 2 * v[::-1], 2).tolist()
+        [[0.0, 2.0], [2.0, 0.0]]
     """
     return _lowered(mv, lambda product: jnp.moveaxis(_columns(product, layout, block_size, _whole), 0, -1))
 

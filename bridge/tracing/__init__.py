@@ -61,6 +61,13 @@ def trace(
     Raises:
         MissingLoweringError: an operator has no JAX lowering; the message shows how to register one.
         MismatchError: the traced function does not give what torch gives.
+
+    Example:
+        >>> traced = bridge.trace(model, example_batch)
+        >>> sorted(traced.params)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+        >>> jax.jit(traced.apply)(traced.params, to_jax(x)).shape
+        (5, 3)
     """
     inputs: Inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
     run = _tracer(tracer)

@@ -91,6 +91,10 @@ def expected_calibration_error(
     Source:
         C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, On calibration of modern neural networks, 2017,
         arXiv:1706.04599.
+
+    Example:
+        >>> float(expected_calibration_error(jnp.full(4, 0.9), jnp.array([1, 1, 1, 0])))
+        0.149999...
     """
     return _expected_gap(bin_metrics(confidence, correctness, num_bins))
 

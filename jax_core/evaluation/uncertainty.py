@@ -62,6 +62,10 @@ def auroc(scores_in: Float[Array, " N"], scores_out: Float[Array, " M"]) -> Floa
     Source:
         J. A. Hanley and B. J. McNeil, The meaning and use of the area under a receiver operating characteristic (ROC)
         curve, 1982, doi:10.1148/radiology.143.1.7063747.
+
+    Example:
+        >>> float(auroc(jnp.array([0.1, 0.2, 0.6]), jnp.array([0.5, 0.7])))  # five of six pairs
+        0.8333333...
     """
     if scores_in.size == 0 or scores_out.size == 0:
         raise ValueError(

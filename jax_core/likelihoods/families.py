@@ -172,6 +172,11 @@ class Custom:
 
     Products with its Hessian are forward-over-reverse derivatives. A loss that is not convex in the output gives an
     indefinite GGN, which the low-rank reductions refuse.
+
+    Example:
+        >>> counts = Custom(lambda log_rate, count: jnp.sum(jnp.exp(log_rate) - count * log_rate))
+        >>> counts.nll(jnp.zeros((2, 1)), jnp.ones((2, 1))).tolist()
+        [1.0, 1.0]
     """
 
     loss: Callable[[Any, Any], Any] = field(metadata={"static": True})

@@ -53,6 +53,11 @@ def lanczos(
     Raises:
         ValueError: If ``rank`` is not between 1 and the dimension, or the operator is indefinite.
         FloatingPointError: If a product is not finite.
+
+    Example:
+        >>> largest = lanczos(lambda v: jnp.arange(1.0, 6.0) * v, 5, rank=5, key=jax.random.key(0)).s
+        >>> np.round(np.sort(largest), 3).tolist()
+        [1.0, 2.0, 3.0, 4.0, 5.0]
     """
     size = flat_size(layout)
     check_rank(rank, size)

@@ -23,6 +23,13 @@ class LowRank(Spectral, ShortRepr):
 
     The eigenvalues are $s + \alpha$ on the columns of $U$ and $\alpha$ on their complement, so every function of the
     operator has the same form.
+
+    Example:
+        >>> A = LowRank(jnp.eye(3)[:, :1], jnp.array([3.0]), jnp.array(1.0))
+        >>> A.mv(jnp.ones(3)).tolist()
+        [4.0, 1.0, 1.0]
+        >>> A.apply(jnp.sqrt).mv(jnp.ones(3)).tolist()
+        [2.0, 1.0, 1.0]
     """
 
     U: Float[Array, "P R"]

@@ -1,9 +1,8 @@
-"""The page for users of laplace-torch: a row for each of its public names and arguments, code that runs."""
+"""The page for users of laplace-torch: a row for each of its public names and arguments."""
 
 import enum
 import functools
 import inspect
-import warnings
 
 import laplace
 import laplace.curvature
@@ -11,16 +10,15 @@ import laplace.utils
 import pytest
 import torch
 from laplace.baselaplace import FunctionalLaplace, ParametricLaplace
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import bridge
 import bridge.subnetworks
 import jax_core
 from bridge import Laplace
-from tests.docs.tables import DOCS, blocks, path_of, quoted, rows
+from tests.docs.pages import DOCS, path_of, quoted, rows
+from tests.docs.setups import classification
 
-PAGE = (DOCS / "from_laplace_torch.md").read_text()
+PAGE = (DOCS / "how-to" / "from_laplace_torch.md").read_text()
 NAMED = {name for left, _ in rows(PAGE) for name in quoted(left)}
 CLASSES = [
     value
@@ -94,20 +92,10 @@ def test_names_of_ours_are_there():
                 functools.reduce(getattr, rest, places[first])
 
 
-def test_code_on_the_page_runs_and_takes_laplace_torchs_enumerations():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(40, 3, generator=generator)
-    loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=20)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    given = {"model": model, "train_loader": loader, "val_loader": loader, "x": inputs[:5]}
-    (block,) = blocks(PAGE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the grid's edge, of a network that was not trained
-        exec(compile(block, "from_laplace_torch.md", "exec"), given)
-    torch.testing.assert_close(given["probabilities"].sum(-1), torch.ones(5))
+def test_enumerations_of_laplace_torch_are_taken():
+    given = classification()
     kinds = laplace.Likelihood.CLASSIFICATION, laplace.SubsetOfWeights.ALL, laplace.HessianStructure.LOWRANK
-    la = Laplace(model, *kinds, rank=5).fit(loader)
-    assert la.fitted.curvature.U.shape == (26, 5) and la.fitted.nll > 0
-    found = la(inputs[:5], pred_type=laplace.PredType.GLM, link_approx=laplace.LinkApprox.PROBIT)
-    assert found.shape == (5, 2)
+    la = Laplace(given["model"], *kinds, rank=5).fit(given["train_loader"])
+    assert la.fitted.curvature.U.shape == (51, 5) and la.fitted.nll > 0
+    found = la(given["x"], pred_type=laplace.PredType.GLM, link_approx=laplace.LinkApprox.PROBIT)
+    assert found.shape == (5, 3)
