@@ -129,14 +129,11 @@ def draw(maps: dict[str, Callable], x: np.ndarray, y: np.ndarray, folder: Path, 
 
 
 def mistake() -> None:
-    """Rank 100 of a network that has fewer parameters."""
-    model_fn, params = lambda input, params: params["w"] @ input, {"w": jnp.ones((2, 3))}
-    data = LoaderPasses([(np.ones((4, 3), np.float32), np.zeros(4, np.int32))])
+    """A way to a low rank for a structure that has none."""
     try:
-        options = FitOptions(structure="lowrank", rank=100, progress=False)
-        fit_curvature(model_fn, params, Categorical(), data, options, key=jax.random.key(0))
+        FitOptions(structure="kron", method="lanczos")
     except ValueError as error:
-        print(f"\nA rank beyond the number of parameters:\n  {error}")
+        print(f"\nA method that the structure does not use:\n  {error}")
 
 
 if __name__ == "__main__":
