@@ -4,9 +4,9 @@ A network starts with a few labelled digits. In each round some more are labelle
 a power of their entropy, or of the mutual information of label and weights (Houlsby et al., arXiv:1112.5745). The
 highest ones alone would resemble one another (Kirsch et al., arXiv:2106.12059).
 
-The pool is what pools often are: half of its images, zeros and ones, are of kinds that are soon known. Where all digits
-are equally frequent (``share=1``) random labels were no worse. The prior precision was chosen on this pool: at 1 the
-posterior of a network that has fitted its few labels is wide everywhere, and picks as if at random.
+The pool is what pools often are: three in four of its images, zeros and ones, are of kinds that are soon known. Where
+all digits are equally frequent (``share=1``) random labels were no worse. The prior precision was chosen on this pool:
+at 1 the posterior of a network that has fitted its few labels is wide everywhere, and picks as if at random.
 """
 
 from __future__ import annotations

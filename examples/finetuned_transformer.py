@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import warnings
+from pathlib import Path
 
+import pictures
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -82,7 +84,7 @@ def scores(predict, data: DataLoader) -> tuple[float, float, float]:
     return float((p.argmax(1) == y).float().mean()), float(F.nll_loss(p.log(), y)), float(entropy)
 
 
-def main(sentences: int = 256, epochs: int = 30) -> None:
+def main(sentences: int = 256, epochs: int = 30, folder: Path = pictures.RESULTS) -> None:
     torch.manual_seed(0)
     of = tokenizer()
     train = loader(of, sentences, seed=0, shuffle=True)
@@ -99,12 +101,26 @@ def main(sentences: int = 256, epochs: int = 30) -> None:
     total = sum(p.numel() for p in model.parameters())
     print(f"{la.order.size:,} of {total:,} weights in the posterior, prior precision {la.prior_precision:.3g}")
     print(f"{'test sentences':18}{'method':10}{'accuracy':>9}{'NLL':>8}{'entropy':>9}")
+    found: dict[str, dict[str, float]] = {}
     foreign = [*OTHERS, *["zyx", "wvu"] * 10]
     for name, others in (("of known words", OTHERS), ("of foreign words", foreign)):
         data = loader(of, 512, seed=2, others=others)
         for method, predict in (("network", network), ("Laplace", la)):
-            print("{:18}{:10}{:9.3f}{:8.3f}{:9.3f}".format(name, method, *scores(predict, data)))
+            row = scores(predict, data)
+            found.setdefault(name, {})[method] = row[1]
+            print("{:18}{:10}{:9.3f}{:8.3f}{:9.3f}".format(name, method, *row))
+    pictures.bars(found, "negative log-likelihood (nats)", folder, "finetuned_transformer")
+    mistake(la, of)
+
+
+def mistake(la: Laplace, of: TokenizerFast) -> None:
+    """A name that the model does not know, but that looks like one of its own."""
+    batch = of(["a good film"], return_tensors="pt")
+    try:
+        la({"input_id": batch["input_ids"], "attention_mask": batch["attention_mask"]})
+    except (TypeError, ValueError) as error:
+        print(f"\nA misspelt input:\n  {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(folder=pictures.folder())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import lightning
+import pictures
 import torch
 from sklearn.datasets import make_moons
 from torch import nn
@@ -62,7 +64,7 @@ def trainer(**options) -> lightning.Trainer:
     return lightning.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **options)
 
 
-def main(epochs: int = 150) -> None:
+def main(epochs: int = 150, folder: Path = pictures.RESULTS) -> None:
     warnings.filterwarnings("ignore", module="lightning")  # its advice about worker processes
     lightning.seed_everything(0, verbose=False)
     network, train = Network(), moons(100, seed=0)
@@ -71,11 +73,24 @@ def main(epochs: int = 150) -> None:
     la = Laplace(network, hessian_structure="full", progress=False).fit(train)
     la.optimize_prior_precision(val_loader=moons(100, seed=1))
 
+    scores: dict[str, dict[str, float]] = {"NLL": {}, "ECE": {}}
     print(f"{'method':10}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
     for name, predict in (("network", nn.Sequential(network, nn.Softmax(1))), ("Laplace", la)):
         (found,) = trainer().test(Scored(predict), moons(500, seed=2), verbose=False)
         print(f"{name:10}{found['accuracy']:9.3f}{found['nll']:8.3f}{found['ece']:8.3f}")
+        scores["NLL"][name], scores["ECE"][name] = found["nll"], found["ece"]
+    pictures.bars(scores, "score of 500 test points", folder, "lightning_test")
+    mistake()
+
+
+def mistake() -> None:
+    """Targets as decimal numbers, as a regression has them."""
+    x, y = moons(32, seed=0).dataset.tensors
+    try:
+        Laplace(Network(), progress=False).fit(DataLoader(TensorDataset(x, y.float()), batch_size=16))
+    except (TypeError, ValueError) as error:
+        print(f"\nClasses as decimal numbers:\n  {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(folder=pictures.folder())

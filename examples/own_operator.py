@@ -104,10 +104,10 @@ def draw(methods, x: Tensor, y: Tensor, folder: Path) -> None:
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     for ax, (name, predict) in zip(axes, methods.items(), strict=True):
-        entropy = torch.special.entr(predict(grid)).sum(1).reshape(60, 60)
-        shown = ax.pcolormesh(side, side, entropy, cmap="cividis", vmin=0, vmax=0.7, rasterized=True)
+        entropy = torch.special.entr(predict(grid)).sum(1).reshape(60, 60).numpy()
+        shown = ax.pcolormesh(side.numpy(), side.numpy(), entropy, cmap="cividis", vmin=0, vmax=0.7, rasterized=True)
         for arm, colour in ((0, pictures.ORANGE), (1, "white")):
-            ax.plot(*x[y == arm].T, ".", color=colour, markeredgecolor="black", markeredgewidth=0.3)
+            ax.plot(*x[y == arm].T.numpy(), ".", color=colour, markeredgecolor="black", markeredgewidth=0.3)
         ax.set(title=name, xlabel="first input", aspect="equal")
     axes[0].set_ylabel("second input")
     figure.colorbar(shown, ax=axes, label="entropy of the prediction (nats)")

@@ -32,3 +32,18 @@ def save(figure: Figure, to: Path, name: str) -> None:
     figure.savefig(to / f"{name}.png", dpi=110)
     plt.close(figure)
     print(f"\nThe picture is in {to / f'{name}.png'}")
+
+
+def bars(groups: dict[str, dict[str, float]], what: str, to: Path, name: str) -> None:
+    """A number for each method in each group, as bars side by side."""
+    methods = list(next(iter(groups.values())))
+    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for i, (method, colour) in enumerate(zip(methods, (ORANGE, BLUE, GREEN), strict=False)):
+        places = [g + 0.4 * (i - (len(methods) - 1) / 2) for g in range(len(groups))]
+        drawn = ax.bar(places, [row[method] for row in groups.values()], 0.36, color=colour, label=method)
+        ax.bar_label(drawn, fmt="%.3f", padding=2, fontsize=8)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set(xlabel="test set", ylabel=what)
+    ax.margins(y=0.15)
+    ax.legend()
+    save(figure, to, name)

@@ -93,7 +93,7 @@ def draw(la: Laplace, x: Tensor, y: Tensor, folder: Path) -> None:
     for column, (title, (shown, colours, high)) in zip(axes.T, columns.items(), strict=True):
         limits = {} if high is None else {"vmin": 0, "vmax": high}
         for ax, image in zip(column, shown, strict=True):
-            drawn = ax.imshow(image, cmap=colours, **limits)
+            drawn = ax.imshow(image.numpy(), cmap=colours, **limits)
             ax.set(xticks=[], yticks=[])
         column[0].set_title(title)
         if "nats" in title:

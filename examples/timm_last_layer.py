@@ -5,6 +5,9 @@ The images are drawn here: discs, squares and stripes in noise; stars are foreig
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pictures
 import timm
 import torch
 from torch.nn import functional as F
@@ -42,7 +45,7 @@ def trained(train: DataLoader, epochs: int) -> torch.nn.Module:
     return model.eval()
 
 
-def main(count: int = 192, epochs: int = 20) -> None:
+def main(count: int = 192, epochs: int = 20, folder: Path = pictures.RESULTS) -> None:
     torch.manual_seed(0)
     train = DataLoader(TensorDataset(*images(count, 0)), batch_size=32, shuffle=True)
     model = trained(train, epochs)
@@ -53,17 +56,29 @@ def main(count: int = 192, epochs: int = 20) -> None:
     chosen = f"prior precision {la.prior_precision:.3g}, logit temperature {la.logit_temperature:.3g}"
     print(f"The last layer is {la.subset.name!r}; {chosen}")
     print(f"{'images':12}{'method':10}{'accuracy':>9}{'NLL':>8}{'confidence':>12}")
+    found: dict[str, dict[str, float]] = {}
     tests = {"as trained": images(256, 2), "noisier": images(256, 3, noise=1.0), "stars": images(256, 4, foreign=True)}
     for name, (x, y) in tests.items():
         with torch.no_grad():
             network = model(x).softmax(1)
         for method, p in (("network", network), ("Laplace", la(x))):
             sure = float(p.max(1).values.mean())
+            found.setdefault(name, {})[method] = sure
             known = name != "stars"
             right = f"{float((p.argmax(1) == y).float().mean()):9.3f}" if known else f"{'':9}"
             nll = f"{float(F.nll_loss(p.log(), y)):8.3f}" if known else f"{'':8}"
             print(f"{name:12}{method:10}{right}{nll}{sure:12.3f}")
+    pictures.bars(found, "mean confidence", folder, "timm_last_layer")
+    mistake(model)
+
+
+def mistake(model: torch.nn.Module) -> None:
+    """The last layer by the name that another architecture has for it; left out, it is found."""
+    try:
+        Laplace(model, subset_of_weights="last_layer", last_layer_name="classifier")
+    except ValueError as error:
+        print(f"\nA layer that is not there:\n  {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(folder=pictures.folder())

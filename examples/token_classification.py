@@ -95,6 +95,15 @@ def main(sentences: int = 128, epochs: int = 40) -> None:
     print(f"{'method':10}{'accuracy':>9}{'NLL of a token':>16}")
     for method, predict in (("network", network), ("Laplace", la)):
         print("{:10}{:9.3f}{:16.4f}".format(method, *scores(predict, data)))
+    mistake(model, train)
+
+
+def mistake(model: torch.nn.Module, train: DataLoader) -> None:
+    """Nobody said that -100 is no class."""
+    try:
+        Laplace(model, likelihood="classification", progress=False).fit(train)
+    except ValueError as error:
+        print(f"\nTargets of -100 under plain classification:\n  {error}")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ import importlib
 import pytest
 
 SMALL = {
-    "finetuned_transformer": ((64, 2), ["of known words", "of foreign words", "weights in the posterior"]),
-    "token_classification": ((32, 2), ["NLL of a token"]),
-    "timm_last_layer": ((48, 1), ["The last layer is 'fc'", "noisier", "stars"]),
-    "lightning_test": ((2,), ["ECE"]),
+    "finetuned_transformer": (
+        (64, 2),
+        ["of known words", "of foreign words", "weights in the posterior", "lack 'input_ids'"],
+    ),
+    "token_classification": ((32, 2), ["NLL of a token", "Categorical(ignore_index=-100)"]),
+    "timm_last_layer": ((48, 1), ["The last layer is 'fc'", "noisier", "stars", "classifier"]),
+    "lightning_test": ((2,), ["ECE", "Call target.long()"]),
 }
 
 
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("name", SMALL)
-def test_an_example_prints_its_table(name, capsys):
+def test_an_example_prints_its_table_and_one_mistake(name, capsys, tmp_path):
     arguments, wanted = SMALL[name]
-    importlib.import_module(name).main(*arguments)
+    drawn = {} if name == "token_classification" else {"folder": tmp_path}
+    importlib.import_module(name).main(*arguments, **drawn)
+    assert len(list(tmp_path.glob("*.png"))) == len(drawn)
     shown = capsys.readouterr().out
     assert all(text in shown for text in [*wanted, "network", "Laplace"]) and "nan" not in shown
