@@ -45,5 +45,5 @@ def bars(groups: dict[str, dict[str, float]], what: str, to: Path, name: str) ->
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set(xlabel="test set", ylabel=what)
     ax.margins(y=0.15)
-    ax.legend()
+    figure.legend(loc="outside upper right", ncols=len(methods))
     save(figure, to, name)

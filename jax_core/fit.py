@@ -77,11 +77,13 @@ class FitOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a method that the structure would not look at.
+        """Refuse a rank below one, and a method that the structure would not look at.
 
         Raises:
             ValueError: Naming what goes with what.
         """
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank}: choose a whole number from 1.")
         if self.structure == "lowrank":
             return
         known = ("auto", "nystrom", "gram") if self.structure == "kron_lowrank" else ("auto",)

@@ -33,7 +33,8 @@ def network(seed):
 
 def test_two_threads_give_what_one_after_the_other_gives():
     def work(seed, models, results):
-        la = fit(models[seed], X, Y, structure=("full", "lowrank")[seed], rank=8, method="nystrom", cache="none")
+        how = ({"structure": "full"}, {"structure": "lowrank", "rank": 8, "method": "nystrom"})[seed]
+        la = fit(models[seed], X, Y, cache="none", **how)
         results[seed] = la(X), la(X, pred_type="nn", n_samples=5)
 
     models = [network(seed) for seed in (0, 1)]

@@ -198,15 +198,24 @@ def test_a_small_rank_is_warned_of_and_products_tell_no_trace(x64):
     assert fit(mlp, "mse", method="lanczos", rank=3).left_out is None
 
 
-@pytest.mark.parametrize("rank", [0, 52, -1])
-def test_ranks_that_the_curvature_cannot_have_are_refused(x64, rank):
-    options = FitOptions(rank=rank)
-    with pytest.raises(ValueError, match=f"rank={rank} .*51 parameters"):
-        options.check(51)
-    with pytest.raises(ValueError, match=f"rank={rank} "):
-        fit(mlp, "mse", rank=rank)
-    for structure in ("full", "diag"):  # which have no rank
-        FitOptions(structure=structure, rank=rank).check(51)
+@pytest.mark.parametrize("rank", [0, -1])
+def test_ranks_below_one_are_refused(rank):
+    with pytest.raises(ValueError, match=f"rank={rank}: "):
+        FitOptions(rank=rank)
+
+
+@pytest.mark.parametrize("method", ["gram", "nystrom", "lanczos", "block_lanczos"])
+def test_a_rank_beyond_the_matrix_is_that_of_the_matrix(x64, method):
+    found = fit(mlp, "mse", method=method, rank=1000)
+    assert found.curvature.size == 51 and found.curvature.rank <= 51
+    assert "rank 51 (all there are)" in found.plan.reason
+    np.testing.assert_allclose(found.curvature.mv(jnp.ones(51)), dense_ggn(mlp(), "mse") @ jnp.ones(51), atol=1e-8)
+
+
+@pytest.mark.parametrize("structure", ["full", "diag", "kron", "ekfac", "gp"])
+def test_methods_that_a_structure_does_not_use_are_refused(structure):
+    with pytest.raises(ValueError, match=f"method='lanczos' does not go with hessian_structure='{structure}'"):
+        FitOptions(structure=structure, method="lanczos")
 
 
 def test_gram_refuses_rows_past_its_memory(x64):
