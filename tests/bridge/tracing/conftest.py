@@ -6,7 +6,7 @@ import torch
 OLDER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
 OTHERWISE = {
     "test_what_a_forward_keeps_is_put_back_and_its_function_carried": "export refuses a forward that keeps things",
-    "test_writes_give_what_torch_gives_and_few_need_a_second_trace[behind_idle_dropout]": "export loses the write; the comparison refuses it",
+    "test_writes_give_what_torch_gives_and_few_need_a_second_trace[behind_idle_dropout]": "loses the write, refused",
     "test_what_changes_no_gradient_is_carried[a forward derivative]": "export refuses it",
     "test_a_branch_on_the_batch_size_is_followed_or_refused_by_name[a check]": "more sizes are refused",
     "test_pieces_of_a_batch_of_two_are_those_of_other_batches": "more sizes are refused",
