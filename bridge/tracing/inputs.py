@@ -158,7 +158,7 @@ def is_batched(leaf: Any, size: int | None) -> bool:
 
 def _in_order(given: Any, structure: Any) -> Any:
     """Inputs with the keys of every dict in the order of the example's; `jit` gives them back sorted."""
-    # torch before 2.10 or so has a list, which later ones are about to drop
+    # torch 2.6 to 2.8 have a list, which later ones are about to drop
     children = structure.children() if hasattr(structure, "children") else structure.children_specs
     if structure.type is dict and isinstance(given, Mapping) and set(given) == set(structure.context):
         return {key: _in_order(given[key], child) for key, child in zip(structure.context, children, strict=True)}
