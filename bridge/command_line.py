@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import inspect
@@ -80,7 +81,7 @@ def _doctor() -> int:
     rows["torch"] = torch.__version__  # says the CUDA that it was built for, too
     rows["torch's devices"] = ", ".join(_torch_devices())
     rows["jax's devices"] = ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices())
-    rows["jax_enable_x64"] = f"{jax.config.read('jax_enable_x64')} (float64 models need True)"
+    rows["jax_enable_x64"] = f"{jax.config.read('jax_enable_x64')} (for bridge.trace of float64 models; Laplace needs no switch)"
     rows |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     for name, value in rows.items():
         print(f"{name:28}{value}")
@@ -150,7 +151,8 @@ def _factory(target: str) -> Any:
         ) from error
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{where} has no {name!r}. It has {', '.join(public[:10]) or 'nothing that can be called'}.")
+        near = difflib.get_close_matches(name, public, n=3) or public[:10]
+        raise UsageError(f"{where} has no {name!r}. It has {', '.join(near) or 'nothing that can be called'}.")
     factory = getattr(module, name)
     if isinstance(factory, torch.nn.Module) or not callable(factory):
         raise UsageError(
