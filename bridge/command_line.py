@@ -81,7 +81,9 @@ def _doctor() -> int:
     rows["torch"] = torch.__version__  # says the CUDA that it was built for, too
     rows["torch's devices"] = ", ".join(_torch_devices())
     rows["jax's devices"] = ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices())
-    rows["jax_enable_x64"] = f"{jax.config.read('jax_enable_x64')} (for bridge.trace of float64 models; Laplace needs no switch)"
+    rows["jax_enable_x64"] = (
+        f"{jax.config.read('jax_enable_x64')} (for bridge.trace of float64 models; Laplace needs no switch)"
+    )
     rows |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     for name, value in rows.items():
         print(f"{name:28}{value}")
