@@ -6,7 +6,8 @@ highest ones alone would resemble one another (Kirsch et al., arXiv:2106.12059).
 
 The pool is what pools often are: three in four of its images, zeros and ones, are of kinds that are soon known. Where
 all digits are equally frequent (``share=1``) random labels were no worse. The prior precision was chosen on this pool:
-layer, prior and power are the best of eight variants on two seeds. At 1 the posterior of a network that has fitted its few labels is wide everywhere, and picks as if at random.
+layer, prior and power are the best of eight variants on two seeds. At 1 the posterior of a network that has fitted its
+few labels is wide everywhere, and picks as if at random.
 """
 
 from __future__ import annotations
