@@ -209,7 +209,7 @@ class Laplace(TunableLaplace):
         reading = dataclasses.replace(self.reading, progress=shown)
         what = (self.model, train_loader, self.loss, options, reading, self.hyperparameters, self.subset)
         read = {"to_batch": to_batch, "checkpoint": checkpoint}
-        with wide_types(is_wide(self.model)):  # as the model is now, not as it was at an earlier fit
+        with wide_types(is_wide(self.model)):  # the model may have been widened since an earlier fit
             try:
                 fit = fit_module(*what, seed=self.seed, num_total_samples=num_total_samples, before=self._fit, **read)
             except KeyboardInterrupt as stop:

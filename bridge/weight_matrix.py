@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +22,15 @@ _DENSE_BYTES = 2**31
 
 
 @dataclass(frozen=True)
-class WeightMatrix(InOwnTypes):
-    r"""The curvature $G$ of the data over the weights, kept in its structure.
+class WeightMatrix(InOwnTypes, ABC):
+    """A symmetric matrix over the weights, kept in its structure.
 
     Attributes:
-        source: The matrix, in the core's order.
         order: Of the weights.
         device: Of results.
         dtype: Of results.
     """
 
-    source: Operator
     order: ParameterOrder
     device: torch.device
     dtype: torch.dtype
@@ -63,11 +64,13 @@ class WeightMatrix(InOwnTypes):
         """The diagonal ``(P,)``."""
         return self._tensor(self._entries())
 
+    @abstractmethod
     def _products(self, rows: jax.Array) -> jax.Array:
-        return _operator_products(self.source, rows)
+        """With each of some rows ``(N, P)``, in the core's order."""
 
+    @abstractmethod
     def _entries(self) -> jax.Array:
-        return self.source.entries()
+        """The diagonal, in the core's order."""
 
     def _written(self, products: Callable[[jax.Array], jax.Array]) -> torch.Tensor:
         check_dense(self.order.size, "products (matrix @ vector)")
@@ -80,15 +83,23 @@ class WeightMatrix(InOwnTypes):
 
 
 @dataclass(frozen=True)
+class CurvatureMatrix(WeightMatrix):
+    r"""The curvature $G$ of the data over the weights."""
+
+    operator: Operator
+
+    def _products(self, rows: jax.Array) -> jax.Array:
+        return each(_product, self.operator, rows)
+
+    def _entries(self) -> jax.Array:
+        return self.operator.entries()
+
+
+@dataclass(frozen=True)
 class PosteriorPrecision(WeightMatrix):
-    r"""$\Sigma^{-1}$ over the weights, kept in its structure."""
+    r"""$\Sigma^{-1}$ over the weights."""
 
-    source: Posterior  # type: ignore[assignment]
-
-    @classmethod
-    def of(cls, posterior: Posterior, order: ParameterOrder, like: torch.Tensor) -> PosteriorPrecision:
-        """Of a posterior, with results like a tensor."""
-        return cls(posterior, order, like.device, like.dtype)
+    posterior: Posterior
 
     def to_matrix(self, exponent: float = 1) -> torch.Tensor:
         r"""All of it, ``(P, P)``, or with ``exponent=-1`` the covariance $\Sigma$.
@@ -102,7 +113,7 @@ class PosteriorPrecision(WeightMatrix):
 
     def logdet(self) -> torch.Tensor:
         r"""$\log\det\Sigma^{-1}$."""
-        return to_torch(self.source.logdet()).to(self.device, self.dtype)
+        return to_torch(self.posterior.logdet()).to(self.device, self.dtype)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor] | torch.Tensor]:
         r"""Of a low rank, laplace-torch's parts ``(U, l), d`` with $\Sigma^{-1} = U \operatorname{diag}(l) U^\top + D$.
@@ -110,21 +121,21 @@ class PosteriorPrecision(WeightMatrix):
         Raises:
             TypeError: For another structure.
         """
-        low = self.source.relative_curvature
+        low = self.posterior.relative_curvature
         if not isinstance(low, LowRank):
             raise TypeError("This precision has no parts (U, l), d: it is no low rank. Use it as a matrix.")
-        roots = jnp.broadcast_to(jnp.sqrt(self.source.prior_precision), (low.size,))
+        roots = jnp.broadcast_to(jnp.sqrt(self.posterior.prior_precision), (low.size,))
         values = to_torch(low.s).to(self.device, self.dtype)
         return iter(((self._tensor((low.U * roots[:, None]).T).T, values), self._tensor(jnp.square(roots))))
 
     def _products(self, rows: jax.Array) -> jax.Array:
-        return products(self.source, rows)
+        return each(Posterior.precision_flat, self.posterior, rows)
 
     def _covariances(self, rows: jax.Array) -> jax.Array:
-        return _covariance_products(self.source, rows)
+        return each(Posterior.cov_flat, self.posterior, rows)
 
     def _entries(self) -> jax.Array:
-        return self.source.precisions()
+        return self.posterior.precisions()
 
 
 def check_dense(size: int, instead: str) -> None:
@@ -139,17 +150,11 @@ def check_dense(size: int, instead: str) -> None:
         )
 
 
-@jax.jit
-def products(posterior: Posterior, rows: jax.Array) -> jax.Array:
-    r"""$\Sigma^{-1}$ times each of some rows ``(N, P)``, in the core's order of weights."""
-    return jax.vmap(posterior.precision_flat)(rows)
+@partial(jax.jit, static_argnames="product")
+def each(product: Callable[[Any, jax.Array], jax.Array], matrix: Any, rows: jax.Array) -> jax.Array:
+    """A product with each of some rows ``(N, P)``, in the core's order of weights."""
+    return jax.vmap(partial(product, matrix))(rows)
 
 
-@jax.jit
-def _covariance_products(posterior: Posterior, rows: jax.Array) -> jax.Array:
-    return jax.vmap(posterior.cov_flat)(rows)
-
-
-@jax.jit
-def _operator_products(operator: Operator, rows: jax.Array) -> jax.Array:
-    return jax.vmap(operator.mv)(rows)
+def _product(operator: Operator, row: jax.Array) -> jax.Array:
+    return operator.mv(row)

@@ -17,8 +17,7 @@ from bridge.parameter_order import ParameterOrder
 from bridge.placement import device_of
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing.checks import unwrap
-from bridge.weight_matrix import PosteriorPrecision, WeightMatrix, check_dense, products
-from bridge.wide_types import is_wide
+from bridge.weight_matrix import CurvatureMatrix, PosteriorPrecision, WeightMatrix, check_dense, each
 from jax_core.data.trees import flattener
 from jax_core.likelihoods import Gaussian
 from jax_core.operators import Diagonal
@@ -51,7 +50,7 @@ class WeightSpace(KeptLaplace):
         if self.is_fitted:  # the other weights around a subnetwork are the model's own, so that must be as it was
             return self.fit_result(check_weights=self.subset.kind == "subnetwork")[1]
         order = self.order
-        dtype = jnp.float64 if is_wide(self.model) else jnp.float32
+        dtype = jnp.float64 if self.runs_wide() else jnp.float32
         centre = jnp.broadcast_to(jnp.asarray(self.core_prior_mean, dtype), order.size)
         prior = prior_vector(in_core(per_parameter(self._hyper.prior_precision, order), order.to_core), centre)
         return Posterior.create(centre, Diagonal(jnp.zeros_like(centre)), prior)
@@ -108,7 +107,7 @@ class WeightSpace(KeptLaplace):
         mean = self._covered_mean
         device = mean.device if generator is None else generator.device
         noise = torch.randn(n_samples, self.order.size, generator=generator, dtype=mean.dtype, device=device)
-        scaled = _scaled(posterior, to_jax(noise.cpu()).astype(posterior.prior_precision.dtype))
+        scaled = each(Posterior.scale_flat, posterior, to_jax(noise.cpu()).astype(posterior.prior_precision.dtype))
         return self._whole(mean + self._tensor(scaled))
 
     def samples_as_state_dicts(
@@ -143,7 +142,9 @@ class WeightSpace(KeptLaplace):
         rows, posterior = self._core_rows("value", value), self._density
         offset = rows - flattener(posterior.mean)[0](posterior.mean)
         centred = self._tensor(offset)
-        product = self._tensor(products(posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape))
+        product = self._tensor(
+            each(Posterior.precision_flat, posterior, offset.reshape(-1, offset.shape[-1])).reshape(offset.shape)
+        )
         norm = (centred * product).sum(-1)
         if not (value.requires_grad and torch.is_grad_enabled()):
             return norm
@@ -170,19 +171,24 @@ class WeightSpace(KeptLaplace):
         writes the matrix out where it is asked to; a low rank unpacks as ``(U, l), d``. That of ``"diag"`` can be the
         ``prior_precision`` of a next Laplace; of the others, ``fit(loader, override=False)`` adds data to a posterior.
         """
-        return self._in_structure(PosteriorPrecision.of(self._density, self.order, self._covered_mean))
+        return self._in_structure(PosteriorPrecision(*self._as_values, self._density))
 
     @property
-    def H(self) -> torch.Tensor | WeightMatrix:
+    def H(self) -> torch.Tensor | CurvatureMatrix:
         r"""The curvature $G$ of the data, without noise, temperature and prior; laid out like the precision.
 
         It is $(\Sigma^{-1} - D)\, \sigma^2 T$, a matrix ``(P, P)`` of ``"full"``, a vector ``(P,)`` of ``"diag"``, and
-        of other structures a :class:`~bridge.weight_matrix.WeightMatrix`.
+        of other structures a :class:`~bridge.weight_matrix.CurvatureMatrix`.
         """
-        mean = self._covered_mean
         fit = self.fit_result(check_weights=False)[0] if self.is_fitted else None
         curvature = self._density.relative_curvature if fit is None else fit.fitted.curvature
-        return self._in_structure(WeightMatrix(curvature, self.order, mean.device, mean.dtype))
+        return self._in_structure(CurvatureMatrix(*self._as_values, curvature))
+
+    @property
+    def _as_values(self) -> tuple[ParameterOrder, torch.device, torch.dtype]:
+        """How matrices over the weights give their results."""
+        mean = self._covered_mean
+        return self.order, mean.device, mean.dtype
 
     def _in_structure(self, matrix: Matrix) -> torch.Tensor | Matrix:
         if self.options.structure == "full":
@@ -197,9 +203,7 @@ class WeightSpace(KeptLaplace):
             ValueError: If it would take more than two gigabytes.
         """
         check_dense(self.order.size, "functional_variance, posterior_variance or sample")
-        matrix = _covariance(self.posterior)
-        places = self.order.places_in_core
-        return self._like(matrix[places][:, places])
+        return PosteriorPrecision(*self._as_values, self.posterior).to_matrix(exponent=-1)
 
     @property
     def posterior_scale(self) -> torch.Tensor:
@@ -284,14 +288,3 @@ class WeightSpace(KeptLaplace):
 
     def _like(self, value: Any) -> torch.Tensor:
         return to_torch(jnp.asarray(value)).to(device_of(self.model))
-
-
-@jax.jit
-def _scaled(posterior: Posterior, noise: jax.Array) -> jax.Array:
-    return jax.vmap(posterior.scale_flat)(noise)
-
-
-@jax.jit
-def _covariance(posterior: Posterior) -> jax.Array:
-    matrix = jax.vmap(posterior.cov_flat)(jnp.eye(posterior.size, dtype=posterior.prior_precision.dtype))
-    return (matrix + matrix.T) / 2

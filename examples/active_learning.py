@@ -19,6 +19,7 @@ import pictures
 import torch
 from digits import torch_digits
 from matplotlib import pyplot as plt
+from models import descend
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -47,10 +48,7 @@ def train(model: nn.Sequential, x: Tensor, y: Tensor, steps: int = 200) -> None:
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    descend(optimizer, lambda: F.cross_entropy(model(x), y), steps)
 
 
 def curve(how: str, seed: int, rounds: int, pool: TensorDataset, test: TensorDataset) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,14 @@ def _batches(size: int, batch_size: int, steps: int, generator: torch.Generator)
         if step % epoch == 0:
             order = torch.randperm(size, generator=generator)
         yield order[step % epoch * batch_size :][:batch_size]
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> None:
+    """Steps down a loss of all data at once."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
 
 
 def train(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pictures
 import torch
 from matplotlib import pyplot as plt
+from models import descend
 from torch import Tensor, nn
 
 from bridge import Laplace
@@ -48,10 +49,7 @@ def machines(count: int, seed: int, until: float = 2.0) -> tuple[Tensor, tuple[T
 def trained(x: Tensor, target: tuple[Tensor, Tensor], steps: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 1))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_in_torch(model(x), target).backward()
-        optimizer.step()
+    descend(optimizer, lambda: loss_in_torch(model(x), target), steps)
     return model.eval()
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pictures
 import torch
 from matplotlib import pyplot as plt
+from models import descend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,10 +70,7 @@ def spirals(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def trained(x: Tensor, y: Tensor, steps: int) -> nn.Module:
     model = Network()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    descend(optimizer, lambda: nn.functional.cross_entropy(model(x), y), steps)
     return model.eval()
 
 

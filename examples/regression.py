@@ -14,6 +14,7 @@ from pathlib import Path
 import pictures
 import torch
 from matplotlib import pyplot as plt
+from models import descend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,10 +39,7 @@ def data(count: int, seed: int, *, inside_gap: bool = False) -> tuple[Tensor, Te
 def trained(x: Tensor, y: Tensor, steps: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
+    descend(optimizer, lambda: nn.functional.mse_loss(model(x), y), steps)
     return model.eval()
 
 

@@ -13,7 +13,7 @@ from jax_core.curvature.data_sums import DataSums, evaluate
 from jax_core.curvature.fold import is_same_data, like_carry
 from jax_core.curvature.stream import Stream
 from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
-from jax_core.data.checkpoint import Checkpoint, Saved
+from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
 from jax_core.gradients.rows import loss_rows
@@ -76,6 +76,8 @@ class HessianRows(Stream):
         advance: Callable[[Any, Any, Item], Any],
         start: Carry,
         extra: Any,
+        *,
+        resume: bool = True,
     ) -> Carry:
         """``carry = advance(carry, extra, item)`` over a pass, from where a checkpoint has left it.
 
@@ -84,18 +86,9 @@ class HessianRows(Stream):
             advance: May give up the carry's buffers.
             start: First carry.
             extra: Arrays that every step needs.
+            resume: Whether to look at what the checkpoint holds.
         """
-        saved = None if self._checkpoint is None else self._checkpoint.latest()
-        return self._folded(items, advance, start, extra, saved)
-
-    def _folded(
-        self,
-        items: Callable[[], Iterable[Item]],
-        advance: Callable[[Any, Any, Item], Any],
-        start: Carry,
-        extra: Any,
-        saved: Saved | None,
-    ) -> Carry:
+        saved = self._checkpoint.latest() if self._checkpoint is not None and resume else None
         # a copy, since the first step gives up the carry's buffers, and the pass may have to start anew
         begun = start if saved is None else like_carry(jax.tree.map(jnp.copy, start), saved.arrays)
         carry, placed = on_device_of(self.params, (begun, extra))
@@ -104,7 +97,7 @@ class HessianRows(Stream):
             done += 1
             if saved is not None and done <= saved.done:  # its rows are found again, and not worked on
                 if done == saved.done and not is_same_data(saved, self._mark()):
-                    return self._folded(items, advance, start, extra, None)
+                    return self.folded(items, advance, start, extra, resume=False)
                 continue
             carry = advance(carry, placed, item)
             if self._checkpoint is not None:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def precision_of(la):
-    return PosteriorPrecision.of(la.posterior, la.order, la.mean)
+    return PosteriorPrecision(la.order, la.mean.device, la.mean.dtype, la.posterior)
 
 
 @pytest.mark.parametrize(("structure", "subset"), CASES, ids=str)
