@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -67,8 +68,12 @@ class Subset:
                 "model.parameters(), and no other subset takes them; bridge.subnetworks chooses some."
             )
         if name is not None and name not in dict(unwrap(model).named_modules()):
-            known = listed(owners_of(unwrap(model)))
-            raise ValueError(f"last_layer_name={name!r} names no module. There are {known}.")
+            known = list(owners_of(unwrap(model)))
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"last_layer_name={name!r} names no module.{hint} The last ones with parameters are {listed(known)}."
+            )
         return found if indices is None else replace(found, indices=_checked_indices(indices, model))
 
     @classmethod

@@ -66,8 +66,7 @@ class TargetCheck:
         if target.shape[1:] != wanted:
             raise ValueError(
                 f"Batch {number} holds class indices of shape {target.shape}; {self._axes()} take them in shape "
-                f"{_shown(wanted)}.{self._other_convention(target.shape[1:])} Call target.squeeze(-1), or give "
-                "probabilities."
+                f"{_shown(wanted)}. {self._remedy_for_indices(target.shape[1:])}"
             )
         last = self.loss.class_axis is None
         remedy = "jax_core.Categorical(ignore_index={})" if last else "nn.CrossEntropyLoss(ignore_index={})"
@@ -109,16 +108,19 @@ class TargetCheck:
         place = "axis 1, as torch's loss modules have them" if self.loss.class_axis == 1 else "the last axis"
         return f"outputs of shape {_shown(self.layout.shape)} with their classes on {place},"
 
-    def _other_convention(self, given: tuple[int, ...]) -> str:
-        """A hint where the targets fit classes on the other axis."""
-        shape = self.layout.shape
-        if len(shape) < 2:
-            return ""
-        if self.loss.class_axis == 1 and given == shape[:-1]:
-            return " They fit classes on the last axis: use likelihood='classification' for that."
-        if self.loss.class_axis is None and given == shape[1:]:
-            return " They fit classes on axis 1: use likelihood=nn.CrossEntropyLoss() for that."
-        return ""
+    def _remedy_for_indices(self, given: tuple[int, ...]) -> str:
+        """What to change: the axis of the classes, an axis of ones, or the targets."""
+        shape, wanted = self.layout.shape, self.layout.core_shape[:-1]
+        if len(shape) > 1 and self.loss.class_axis == 1 and given == shape[:-1]:
+            return "They fit classes on the last axis: use likelihood='classification' for that."
+        if len(shape) > 1 and self.loss.class_axis is None and given == shape[1:]:
+            return "They fit classes on axis 1: use likelihood=nn.CrossEntropyLoss() for that."
+        if given == (*wanted, 1):
+            return "Call target.squeeze(-1)."
+        if given == shape:
+            axis = self.loss.class_axis or -1
+            return f"Call target.argmax({axis}) on indicators of classes, or target.float() to give probabilities."
+        return "Give one index for each place that has classes, or probabilities of the outputs' shape."
 
 
 def _one_array(number: int, target: Any) -> np.ndarray:

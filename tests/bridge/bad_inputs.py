@@ -160,6 +160,8 @@ ROWS = {
     "ignored without saying": Row(ValueError, "class -100.*ignore_index", data=pairs(X, torch.full((N,), -100))),
     "floats for classes": Row(TypeError, r"target\.long\(\)", data=pairs(X, Y.float())),
     "a column of classes": Row(ValueError, r"squeeze\(-1\)", data=pairs(X, Y[:, None])),
+    "indicators of classes": Row(ValueError, r"target\.argmax\(-1\)", data=pairs(X, torch.eye(3, dtype=int)[Y])),
+    "too many classes a sample": Row(ValueError, "one index for each place", data=pairs(X, torch.stack([Y, Y], 1))),
     "no target": Row(TypeError, "no target", data=[(X, None)]),
     "fewer targets": Row(ValueError, "10 inputs and targets of shape", data=pairs(X, Y[:5])),
     "two-part target": Row(TypeError, r"Custom\(loss\)", data=[(X, (Y, Y))]),
@@ -174,7 +176,7 @@ ROWS = {
     "counts below zero": Row(ValueError, "Counts", likelihood=nn.PoissonNLLLoss(), data=pairs(X, -torch.ones(N, 3))),
     "classes in the other place": Row(
         ValueError,
-        "fit classes on axis 1.*CrossEntropyLoss",
+        r"fit classes on axis 1: use likelihood=nn\.CrossEntropyLoss\(\) for that\.$",
         model=lambda: nn.Conv1d(4, 3, 1),
         data=pairs(torch.randn(N, 4, 5), torch.zeros(N, 5, dtype=torch.long)),
     ),

@@ -186,6 +186,7 @@ def test_named_module_is_covered():
     ("options", "told"),
     [
         ({"last_layer_name": "fc"}, "'0', '2', '4'"),
+        ({"last_layer_name": "44"}, "Did you mean '4'"),
         ({"subset_of_weights": "all", "last_layer_name": "4"}, "last_layer"),
         ({"subset_of_weights": "first_layer"}, "'all', 'last_layer'"),
     ],
