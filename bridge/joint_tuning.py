@@ -65,11 +65,12 @@ def joint(
     if batches is not None:
         family, temperatures = _family(la, fit, link), default_temperatures()
         found = held_out_search(*_model(la, fit), batches, **family, precisions=precisions, temperatures=temperatures)
+        found = found.without_sharpest()
         choice = most_uncertain(*_choosing(found))
         return _tuned(found, choice, "held-out likelihood, joint", f"{len(found.network)} held-out samples")
     if grid is None:
         precisions = precisions[::2]  # the penalty needs derivatives of the link in every direction
-    found = _on_seen(la, fit, link, precisions, default_temperatures(), evidence())
+    found = _on_seen(la, fit, link, precisions, default_temperatures(), evidence()).without_sharpest()
     choice = most_uncertain_within(*_choosing(found), slack=1 / fit.fitted.num_total_samples)
     return _tuned(
         found, choice, "training likelihood and covariance penalty, joint", f"{len(found.network)} training samples"

@@ -37,8 +37,14 @@ class Searched(NamedTuple):
     scaled: Float[np.ndarray, " N"]
     temperature: float
 
+    def without_sharpest(self) -> Searched:
+        """Without the columns below a quarter of the temperature of temperature scaling, or of one."""
+        kept = self.temperatures >= 0.25 * min(1.0, self.temperature)
+        table = self.table._replace(losses=self.table.losses[..., kept])
+        return self._replace(table=table, temperatures=self.temperatures[kept])
 
-def flat_targets(target: Array, outputs: int) -> Array:
+
+def flat_targets(target: Array | np.ndarray, outputs: int) -> Array:
     """One target a position: classes ``(N,)``, or numbers for its ``outputs`` outputs ``(N, K)``."""
     target = jnp.asarray(target)
     return target.reshape(-1, outputs) if jnp.issubdtype(target.dtype, jnp.inexact) else target.reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax_core.predictive.links import Link
 Logits = Float[Array, "N K"]
 
 
+@runtime_checkable
 class Family(Protocol):
     """Positions with ``K`` logits each whose predictive has a likelihood."""
 

@@ -6,6 +6,10 @@ it searches on.
 
 Among the pairs that do as well as can be told, the one with the most uncertainty is taken: it costs nothing on data
 like those held out, and pays on data that are not.
+
+Logits are not divided by less than a quarter of what temperature scaling alone would take, or of one. Below, the
+mean-field link only looks at the ratio of mean and deviation: its losses are as good, but those of an average over
+samples of the logits, which are then nearly one-hot, are half as much again (nine networks of digits; 1.2 times here).
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ def default_precisions() -> np.ndarray:
 
 
 def default_temperatures() -> np.ndarray:
-    """Thirteen from 0.05, where the link has reached its limit, to 10, and one."""
-    return np.append(np.geomspace(0.05, 10.0, 13), 1.0)
+    """Fourteen around one, by factors of the square root of two."""
+    return 2.0 ** np.arange(-3.0, 4.0, 0.5)
 
 
 class Table(NamedTuple):

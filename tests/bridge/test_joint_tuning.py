@@ -87,6 +87,16 @@ def test_tuned_predictions_are_better_on_new_data(classifier):
     assert loss(la(x), y) < network
 
 
+def test_samples_tell_nearly_what_tuned_predictions_tell(classifier):
+    """A mean-field link under a small temperature is as good, but samples of its logits are then one-hot."""
+    kind, la = classifier[0], copy.deepcopy(classifier[1])
+    la.optimize_prior_precision(val_loader=[targets(HELD, kind)], grid=GRID)
+    assert la.logit_temperature >= 0.25 * min(1.0, la.report().scaling_temperature)
+    x, y = targets(NEW, kind)
+    sampled = la.predictive_samples(x, n_samples=400).mean(0)
+    assert loss(sampled, y) < 1.3 * loss(la(x), y)
+
+
 def test_evidence_warns_where_its_predictions_are_worse_than_the_networks():
     la = fit(trained(), *TRAIN[:2])
     with pytest.warns(UserWarning, match=r"worse than the network's.*nats.*val_loader="):
