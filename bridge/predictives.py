@@ -21,6 +21,7 @@ from bridge.prediction import (
     prediction_from_samples,
     to_torch_like,
 )
+from jax_core.data.batches import padded
 from jax_core.likelihoods import Bernoulli, Categorical
 from jax_core.posterior import Posterior
 from jax_core.predictive import joint_predictive, linearized_predictive, marginal_predictive, sampled_predictive
@@ -70,7 +71,8 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
     def push_linearized(model_fn: Any, inputs: Any) -> Any:
         return predictive(model_fn, posterior, finish=last)(inputs)
 
-    return _pushed(fit, x, push_linearized, backprop=request.backprop)
+    # the noise of a Monte Carlo link is drawn for the batch as it is
+    return _pushed(fit, x, push_linearized, backprop=request.backprop, cut=None if link == "mc" else _cut)
 
 
 def sampled_outputs(
@@ -82,7 +84,7 @@ def sampled_outputs(
         drawn = sampled_predictive(model_fn, posterior, key=key, num_samples=num_samples)(inputs)
         return fit.layout.to_model(drawn, lead=2)
 
-    return _pushed(fit, x, push, backprop=backprop)
+    return _pushed(fit, x, push, backprop=backprop, cut=_cut_samples)
 
 
 def distribution(
@@ -96,17 +98,52 @@ def distribution(
         mean, covariance = predictive(model_fn, posterior)(inputs)
         return layout.to_model(mean), layout.covariance_to_model(covariance, *axes)
 
-    return _pushed(fit, x, push, backprop=backprop)
+    return _pushed(fit, x, push, backprop=backprop, cut=_cut_joint if joint else _cut)
 
 
-def _pushed(fit: FittedModel, x: Any, push: Callable[[Any, Any], Any], *, backprop: bool = False) -> Any:
-    """What ``push(head, features)`` gives for a batch of tensors, as tensors like it."""
+def _few_sizes(count: int) -> int:
+    """The size that a batch is filled up to before it is differentiated: optimisers of inputs come with all sizes."""
+    return 1 << (count - 1).bit_length() if count < 64 else -(-count // 64) * 64
+
+
+def _cut(found: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:count], found)
+
+
+def _cut_joint(found: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
+    mean, covariance = found
+    return mean[:count], covariance[:count, :, :count]
+
+
+def _cut_samples(found: jax.Array, count: int) -> jax.Array:
+    return found[:, :count]
+
+
+def _pushed(
+    fit: FittedModel,
+    x: Any,
+    push: Callable[[Any, Any], Any],
+    *,
+    backprop: bool = False,
+    cut: Callable[[Any, int], Any] | None = _cut,
+) -> Any:
+    """What ``push(head, features)`` gives for a batch of tensors, as tensors like it.
+
+    Before it is differentiated, a batch is filled up to one of few sizes where ``cut`` can take its examples out of
+    what comes back.
+    """
     first = jax.tree.leaves(x)[0]
     inputs = checked_inputs(fit.traced, x)
     with compiling_for(place_of(fit.traced.params)):
         if wants_gradient(x) and backprop:
-            found = differentiable(lambda given: push(fit.model_fn, given), x, inputs)
-            return _as_of_one(fit, first, found)
+            count = first.shape[0]
+            missing = 0 if cut is None else _few_sizes(count) - count
+
+            def function(given: Any) -> Any:
+                found = push(fit.model_fn, padded(given, missing))
+                return cut(found, count) if missing and cut is not None else found
+
+            return _as_of_one(fit, first, differentiable(function, x, inputs))
         if wants_gradient(x):
             warnings.warn(
                 "The input requires a gradient, and predictions of this Laplace approximation are not differentiable "

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bridge import Laplace
 from bridge.backprop import differentiable
+from bridge.predictives import _few_sizes
 from tests.bridge.small import loader, make
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -86,9 +87,22 @@ ASKED = {
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_every_kind_of_prediction_has_its_slope(made, asked):
+@pytest.mark.parametrize("count", [2, 3])  # a batch of three is filled up
+def test_every_kind_of_prediction_has_its_slope(made, asked, count):
     la = made("regression", "full", "all")
-    check(lambda x: ASKED[asked](la, x), new())
+    check(lambda x: ASKED[asked](la, x), new(count))
+    torch.testing.assert_close(ASKED[asked](la, new(count).requires_grad_()), ASKED[asked](la, new(count)))
+
+
+@pytest.mark.parametrize("link", ["mc", "probit"])
+def test_probabilities_are_the_same_where_they_have_a_slope(made, link):
+    la, x = made("classification", "full", "all"), new(5)
+    torch.testing.assert_close(la(x.clone().requires_grad_(), link_approx=link).detach(), la(x, link_approx=link))
+
+
+def test_batches_of_many_sizes_take_few_programs():
+    assert {_few_sizes(count) for count in range(1, 129)} == {1, 2, 4, 8, 16, 32, 64, 128}
+    assert all(_few_sizes(count) >= count for count in range(1, 300))
 
 
 def test_samples_have_a_slope_where_outputs_vary_alike(made):
