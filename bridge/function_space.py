@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bridge.dataloader import ToBatch, as_torch_batch
-from bridge.model_inputs import with_keywords
+from bridge.model_inputs import by_position, with_keywords
 from bridge.options import LinkName, PredictionType, check_generator, one_of, whole
 from bridge.predictives import Request, distribution, is_regression, predict, sampled_outputs
 from bridge.sampling import entropies, gaussian_samples, key_of, predicted_variances, to_predictions
@@ -220,4 +220,7 @@ class FunctionSpace(WeightSpace):
         check_generator(generator)
 
     def _inputs(self, x: Any, model_kwargs: dict[str, Any]) -> Any:
-        return with_keywords(self.model, x, model_kwargs) if model_kwargs else x
+        if not model_kwargs:
+            return x
+        named, template = with_keywords(self.model, x, model_kwargs), self.fit_result()[0].template
+        return by_position(self.model, named, len(template.names)) if template.kind == "tuple" else named

@@ -26,13 +26,20 @@ def with_keywords(model: nn.Module, x: Any, named: dict[str, Any]) -> dict[str, 
     for name in () if takes_any else named:
         if name not in known:
             raise unknown_option("A prediction", name, [*_OPTIONS, *known])
+    placed = list(x) if isinstance(x, tuple | list) else [x]
     if isinstance(x, Mapping):
         first = dict(x)
-    elif known and known[0] not in named:
-        first = {known[0]: x}
+    elif len(placed) <= len(known) and not set(known[: len(placed)]) & set(named):
+        first = dict(zip(known, placed, strict=False))
     else:
         raise TypeError(
             f"{type(unwrap(model)).__name__}.forward has no first input by name beside {', '.join(map(repr, named))}. "
             "Give all inputs in one mapping."
         )
     return {**first, **named}
+
+
+def by_position(model: nn.Module, named: dict[str, Any], count: int) -> Any:
+    """Inputs by name as the ``count`` first that ``forward`` takes by position, if they are just those."""
+    places = list(inspect.signature(unwrap(model).forward).parameters)[:count]
+    return tuple(named[name] for name in places) if set(places) == set(named) else named

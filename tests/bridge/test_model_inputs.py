@@ -47,6 +47,15 @@ def test_a_first_input_and_others_by_name_are_the_mapping(la):
     assert not torch.allclose(la(VALUES, scale=2 * SCALE), wanted)
 
 
+def test_names_find_the_places_of_a_fit_by_position():
+    la = Laplace(Scaled(), hessian_structure="diag", progress=False).fit([(VALUES, SCALE, torch.arange(N) % 3)])
+    wanted = la((VALUES, SCALE))
+    torch.testing.assert_close(la(VALUES, scale=SCALE), wanted)
+    torch.testing.assert_close(la((VALUES,), scale=SCALE), wanted)
+    with pytest.raises(TypeError, match=r"no first input by name beside 'scale'.*one mapping"):
+        la((VALUES, SCALE), scale=SCALE)
+
+
 def test_a_name_that_forward_does_not_take_names_the_nearest(la):
     with pytest.raises(TypeError, match="Did you mean 'scale'"):
         la(VALUES, scal=SCALE)
