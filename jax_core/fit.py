@@ -14,25 +14,25 @@ from jaxtyping import Array, Float
 from jax_core.curvature.data_sums import DataSums
 from jax_core.curvature.fisher_likelihood import Curvature, with_curvature
 from jax_core.curvature.independent_outputs import IndependentOutputs
+from jax_core.data.batches import batch_size
 from jax_core.data.checkpoint import Checkpoint
-from jax_core.data.passes import LoaderPasses
+from jax_core.data.passes import LoaderPasses, SmallerPasses
 from jax_core.data.trees import get_size
 from jax_core.fitted import Fitted
 from jax_core.frozen import FeaturePasses, split
-from jax_core.gradients.jacobians import find_layout
-from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.row_stream import RowStream
 from jax_core.kronecker import KroneckerStructure, fit_kronecker, plan_kronecker
 from jax_core.left_out import warn_of_left_out
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
-from jax_core.operators import Diagonal, LowRank, Operator, Symmetric
+from jax_core.operators import LowRank, Operator
 from jax_core.source import Source, check_memory, problem_of
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
+from jax_core.xla.memory import half_after
 from jax_core.xla.precision import full_precision
 
 Structure = Literal["lowrank", "full", "diag", "kron", "ekfac", "kron_lowrank", "gp"]
@@ -126,7 +126,30 @@ def fit_curvature(
         ValueError: If the loader is empty or changes, or LOBPCG is to find more than a fifth of the eigenpairs.
         FloatingPointError: If outputs or products are not finite.
         MemoryError: If the result cannot fit, with the numbers and what would.
+
+    Warns:
+        UserWarning: If memory ran out within the work, which then begins anew with half as many samples at once.
     """
+    given = (options, key, num_total_samples, checkpoint)
+    size, smaller = 0, passes
+    while True:
+        try:
+            return _fit(model_fn, params, likelihood, smaller, *given)
+        except jax.errors.JaxRuntimeError as error:
+            size = half_after(error, size or batch_size(passes.peek()), "the fit")
+            smaller = SmallerPasses(passes, size)
+
+
+def _fit(
+    model_fn: ModelFn,
+    params: Params,
+    likelihood: Likelihood,
+    passes: LoaderPasses,
+    options: FitOptions,
+    key: Array,
+    num_total_samples: int | None,
+    checkpoint: Checkpoint | None,
+) -> Fitted:
     if options.structure == "gp":
         options = _of_all_rows(options, model_fn, params, passes)
         likelihood = IndependentOutputs(likelihood)
@@ -199,7 +222,7 @@ def _by_rows(
     if structure == "kron" or structure == "ekfac" or structure == "kron_lowrank":
         curvature, sums = _kronecker(source, structure, options, plan, key)
     else:
-        curvature, sums = _full(source) if structure == "full" else _diagonal(source)
+        curvature, sums = source.matrix() if structure == "full" else source.diagonal()
     return curvature, sums, None if structure == "kron" else float(curvature.trace())
 
 
@@ -265,32 +288,6 @@ def _krylov(source: Source, options: FitOptions, plan: Plan, key: Array) -> tupl
     return block_lanczos(block, size, rank=rank, key=key, **shown), block.sums
 
 
-def _full(source: Source) -> tuple[Symmetric, DataSums]:
-    example = example_shapes(source.passes.peek().input)
-    layout = find_layout(source.model_fn, source.params, example)
-    if is_outer(layout, jax.eval_shape(source.model_fn, example, source.params).size):
-        outer = OuterStream(
-            source.model_fn, source.params, source.likelihood, source.passes, checkpoint=source.checkpoint
-        )
-        return Symmetric.from_matrix(outer.matrix(layout)), outer.sums
-    stream = source.rows(0.0)
-    matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
-    return Symmetric.from_matrix(matrix), stream.sums
-
-
-def _diagonal(source: Source) -> tuple[Diagonal, DataSums]:
-    stream = source.rows(0.0)
-    return Diagonal(stream.fold(_add_squares, jnp.zeros(stream.size, stream.dtype))), stream.sums
-
-
 def _add_sketch(carry: tuple[Array, Array], rows: Array, basis: Array) -> tuple[Array, Array]:
     image, trace = carry
     return image + (rows @ basis.T).T @ rows, trace + jnp.square(rows).sum()
-
-
-def _add_gram(total: Array, rows: Array, extra: None) -> Array:
-    return total + rows.T @ rows
-
-
-def _add_squares(total: Array, rows: Array, extra: None) -> Array:
-    return total + jnp.square(rows).sum(0)

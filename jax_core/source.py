@@ -21,12 +21,14 @@ from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import get_size
 from jax_core.gradients.jacobian_stream import JacobianStream
 from jax_core.gradients.jacobians import find_layout
+from jax_core.gradients.outer_stream import OuterStream, is_outer
 from jax_core.gradients.pull_stream import PullStream
 from jax_core.gradients.row_stream import RowStream
 from jax_core.gradients.rows import loss_rows
 from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank.plan import Plan, Problem
+from jax_core.operators import Diagonal, Symmetric
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
@@ -92,6 +94,30 @@ class Source:
             if count * residual_bytes(*parts, batch) <= keep_bytes:
                 return KeptProducts(*parts, self.passes)
         return ProductStream(*parts, self.passes, checkpoint=None if repeated else self.checkpoint)
+
+    def matrix(self) -> tuple[Symmetric, DataSums]:
+        """The whole curvature, in one pass."""
+        example = example_shapes(self.passes.peek().input)
+        layout = find_layout(self.model_fn, self.params, example)
+        if is_outer(layout, jax.eval_shape(self.model_fn, example, self.params).size):
+            outer = OuterStream(self.model_fn, self.params, self.likelihood, self.passes, checkpoint=self.checkpoint)
+            return Symmetric.from_matrix(outer.matrix(layout)), outer.sums
+        stream = self.rows(0.0)
+        matrix = stream.fold(_add_gram, jnp.zeros((stream.size, stream.size), stream.dtype))
+        return Symmetric.from_matrix(matrix), stream.sums
+
+    def diagonal(self) -> tuple[Diagonal, DataSums]:
+        """Its diagonal, in one pass."""
+        stream = self.rows(0.0)
+        return Diagonal(stream.fold(_add_squares, jnp.zeros(stream.size, stream.dtype))), stream.sums
+
+
+def _add_gram(total: Array, rows: Array, extra: None) -> Array:
+    return total + rows.T @ rows
+
+
+def _add_squares(total: Array, rows: Array, extra: None) -> Array:
+    return total + jnp.square(rows).sum(0)
 
 
 def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) -> Problem:

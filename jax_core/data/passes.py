@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jax_core.data.batches import Batch, as_batch, fingerprint, prefetched
+from jax_core.data.batches import Batch, as_batch, fingerprint, pieces, prefetched
 from jax_core.types import Data
 
 Cache = Literal["auto", "memory", "none"]
@@ -219,6 +219,41 @@ class DerivedPasses(LoaderPasses):
     def peek(self) -> Batch:
         """The first batch; the next pass goes on from there."""
         return self._passes.peek()
+
+
+class SmallerPasses(DerivedPasses):
+    """Passes that show another's batches in pieces of a number of samples at most."""
+
+    def __init__(self, passes: LoaderPasses, size: int) -> None:
+        """Bind the passes, and the largest piece."""
+        super().__init__(passes)
+        self._size = size
+        self._shown: list[tuple[int, int]] = []
+
+    def mark(self, batches: int) -> tuple[int, int]:
+        """What identifies the samples in the first ``batches`` pieces: those of their batches, and the last's place."""
+        batch, place = self._shown[batches - 1]
+        count, total = self._passes.mark(batch)
+        return count, total + place
+
+    def peek(self) -> Batch:
+        """The first piece; the next pass begins with it."""
+        return next(pieces(self._passes.peek(), self._size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass."""
+        return self._cut(self._passes)
+
+    def with_progress(self, label: str) -> Iterable[Batch]:
+        """One pass with a progress bar where bars are wanted."""
+        return self._cut(self._passes.with_progress(label))
+
+    def _cut(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        self._shown = []
+        for number, batch in enumerate(batches, 1):
+            for place, piece in enumerate(pieces(batch, self._size)):
+                self._shown.append((number, place))
+                yield piece
 
 
 def _length(loader: Iterable[Any]) -> int | None:

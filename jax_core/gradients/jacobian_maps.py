@@ -25,6 +25,7 @@ from jax_core.xla.backend import platform
 from jax_core.xla.chunks import example_shapes, forward_cost
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 from jax_core.xla.convolutions import with_fast_convolutions
+from jax_core.xla.memory import half_after
 from jax_core.xla.precision import full_precision
 
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
@@ -249,6 +250,13 @@ def _in_pieces(evaluate: Callable[[Any, Any], Any], inputs: Any, sizes: Sizes) -
         shapes = jax.eval_shape(evaluate, one, 1)
         return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), shapes)
     piece = chunk * group
+    try:
+        return _evaluated(evaluate, inputs, total, chunk, piece)
+    except jax.errors.JaxRuntimeError as error:
+        return _in_pieces(evaluate, inputs, Sizes(half_after(error, chunk, "the prediction"), group))
+
+
+def _evaluated(evaluate: Callable[[Any, Any], Any], inputs: Any, total: int, chunk: int, piece: int) -> Any:
     whole = padded(inputs, -total % piece)
     parts = [
         evaluate(
