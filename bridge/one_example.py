@@ -15,13 +15,13 @@ from bridge.losses import Loss
 from bridge.outputs import OutputLayout, single_output
 from bridge.tracing import TracedModel
 from jax_core.data.trees import flattener
-from jax_core.types import Params
+from jax_core.types import Params, pytree
 
 SUBNETWORK = "subnetwork"
 """The name of weights chosen one by one."""
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class OneExample:
     """A traced model as ``model_fn(input, params)`` of one example; its buffers are data of the pytree.
@@ -67,7 +67,7 @@ class OneExample:
         return moved if self.transform is None else self.transform(moved)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class OfSomeWeights:
     """A model as a function of some of its weights, those at ``places`` of all of them flattened; the rest is data.

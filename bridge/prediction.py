@@ -19,6 +19,7 @@ from jax_core.data.trees import on_device_of
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
 from jax_core.predictive import GaussianOutputs, link_by_name
 from jax_core.predictive.links import Link
+from jax_core.types import pytree
 from jax_core.xla.compiled import as_jit_argument
 
 Finish = Callable[[GaussianOutputs], Any]
@@ -48,7 +49,7 @@ def to_torch_like(reference: torch.Tensor, result: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.to(device=reference.device, dtype=dtype), to_torch(result))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Probabilities:
     """Class probabilities of Gaussian logits, in the core's shape; of several positions, each by itself."""
@@ -68,7 +69,7 @@ class Probabilities:
         return self.link(mean, own).reshape(batch, *self.shape)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class LabelProbabilities:
     """Probability of each label, by the probit approximation."""
@@ -87,7 +88,7 @@ def mean_and_variance(outputs: GaussianOutputs) -> tuple[jax.Array, jax.Array]:
     return outputs.mean, jnp.diagonal(outputs.covariance, axis1=-2, axis2=-1)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class InModelShape:
     """A prediction in the model's shape; a covariance stays one over a sample's flattened outputs.

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
 from bridge.tracing.guards import BatchSizes
 from bridge.tracing.inputs import InputSpec
+from jax_core.types import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class TracedModel:
     """A torch model as a pure JAX function.

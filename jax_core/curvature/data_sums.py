@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from jax_core.data.batches import Batch
 from jax_core.likelihoods import Likelihood
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class BatchSums:
     """What one batch adds, as arrays that may still be under way: additive over its samples."""

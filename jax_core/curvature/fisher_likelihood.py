@@ -20,12 +20,12 @@ from jax_core.curvature.fisher import bits_of, rank_one
 from jax_core.data.batches import Batch
 from jax_core.data.passes import DerivedPasses, LoaderPasses
 from jax_core.likelihoods import Categorical, Likelihood, Outputs, score
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 
 Curvature = Literal["ggn", "empirical_fisher", "mc_fisher"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class EmpiricalFisher:
     r"""A likelihood with $g_i g_i^\top$, $g_i = \nabla_f [-\log p(y_i \mid f_i)]$, in the place of its Hessian."""
@@ -45,7 +45,7 @@ class EmpiricalFisher:
         return self.likelihood.sample(key, outputs)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class DrawnFisher:
     """The empirical Fisher of targets that come in pairs, a given one and one :class:`DrawnTargets` drew beside it."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.likelihoods import Likelihood, Outputs, dense_hessian
+from jax_core.types import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class IndependentOutputs:
     r"""A likelihood with $\operatorname{diag}(H)$ in the place of its Hessian $H$ over a sample's outputs.

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from jax_core.data import trees
 from jax_core.likelihoods import Likelihood
-from jax_core.types import Params
+from jax_core.types import Params, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Linearized:
     """A batch's Jacobian product with the outputs and targets that its loss Hessian needs.

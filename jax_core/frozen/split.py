@@ -21,14 +21,14 @@ from jax.extend.core import Literal
 
 from jax_core.data.trees import get_bytes
 from jax_core.frozen.cut import CHEAP, LAYOUT, smallest_cut
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 from jax_core.xla.interpret import interpret, value_of
 
 _WORTH = 16  # operations of a trunk for each number that it hands over, below which it saves nothing
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Trunk:
     """From one example to its features, a tuple of arrays.
@@ -56,7 +56,7 @@ class Trunk:
         return tuple(jax.core.eval_jaxpr(self.program, [], *self.bound, *jax.tree.leaves(x)))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Head:
     """``head(features, params)``, the model's output for one example.

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.types import pytree
+
 _PAIRED_OUTPUTS = range(2, 16)  # of an example: two of them share a Gram product
 
 
@@ -102,7 +104,7 @@ class Layout:
         return jnp.concatenate([pieces[start] for start in sorted(pieces)] or [plain], axis=1)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class FactoredRows:
     r"""Jacobians ``(B, C, P)`` of a batch: written out for some leaves, $\sum_s \bar y_{cs} x_s^\top$ for the others.
@@ -117,9 +119,9 @@ class FactoredRows:
         layout: Which leaf is which.
     """
 
-    plain: Float[Array, "B C Q"]
-    left: tuple[Float[Array, "B C S O"], ...]
-    right: tuple[Float[Array, "B S I"], ...]
+    plain: Float[Array, "... C Q"]
+    left: tuple[Float[Array, "... C _S _O"], ...]
+    right: tuple[Float[Array, "... _S _I"], ...]
     layout: Layout = field(metadata={"static": True})
 
     def written(self) -> FactoredRows:

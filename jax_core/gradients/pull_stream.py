@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ _CHUNK = 128  # examples
 _POOL = 8  # chunks whose examples are sorted by their numbers of rows
 
 
+@runtime_checkable
 class Visit(Protocol):
     """What a pass does with its rows: traceable, and known by its value, which identifies the compiled programs."""
 

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 
 from jax_core.gradients.factored import Layout
 from jax_core.gradients.jacobians import pullback
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Pullbacks:
     """For each example of a batch the map from a cotangent of its outputs to a gradient.

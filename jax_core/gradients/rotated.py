@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
 from jax_core.gradients.jacobians import Sides, Worth, by_cost
 from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection
+from jax_core.types import pytree
 
 LeafBasis: TypeAlias = tuple[Array, ...]
 """Of a leaf: ``()`` for its coordinates, ``(V,)``, or the two sides of a Kronecker product."""
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Coordinates:
     """What rows of a layout meet, cut as they are.

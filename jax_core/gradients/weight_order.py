@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jax_core.gradients.products import Product, run_watched
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 
 
@@ -67,7 +67,7 @@ class Order:
         return self.inverse.positions(jax.eval_shape(self.of, params))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Ordered:
     """A model that takes its parameters in another order of axes."""

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from jax_core.likelihoods.base import Likelihood, Outputs, like, per_sample
 from jax_core.likelihoods.heteroscedastic import Heteroscedastic
+from jax_core.types import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Categorical:
     r"""Softmax classification, with ``torch.nn.CrossEntropyLoss``'s options under ``reduction="sum"``.
@@ -66,7 +67,7 @@ class Categorical:
         return jax.random.categorical(key, outputs, axis=-1)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Gaussian:
     r"""Regression, $\tfrac12 \lVert (f - y) / \sigma \rVert^2$ and $H = \operatorname{diag}(\sigma^{-2})$.
@@ -97,7 +98,7 @@ class Gaussian:
         return values if self.noise is None else values / self.noise.astype(values.dtype)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Bernoulli:
     r"""Independent binary labels (multi-label), $H = \operatorname{diag}(w\, p (1-p))$, $p = \sigma(f)$.
@@ -126,7 +127,7 @@ class Bernoulli:
         return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Poisson:
     r"""Counts with rate $e^f$: $e^f - y f$ and $H = \operatorname{diag}(e^f)$, torch's ``PoissonNLLLoss``."""
@@ -144,7 +145,7 @@ class Poisson:
         return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Unweighted:
     r"""No loss at all, $H = I$: the GGN becomes $\sum_i J_i^\top J_i$ and targets are ignored."""
@@ -162,7 +163,7 @@ class Unweighted:
         return outputs
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Custom:
     """Any twice differentiable ``loss(output, target) -> scalar`` of one sample.

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.likelihoods.base import Outputs, like, per_sample
+from jax_core.types import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Heteroscedastic:
     r"""Means and log-variances as outputs (Nix and Weigend, 1994, doi:10.1109/ICNN.1994.374138).

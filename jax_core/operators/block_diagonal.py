@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,12 +17,13 @@ from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.operators.spectral import Spectral
+from jax_core.types import pytree
 
 Block: TypeAlias = Kronecker | Dense | Diagonal
 """An operator with a full basis of eigenvectors."""
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class BlockDiagonal(Spectral, ShortRepr):
     """Blocks of consecutive coordinates, each an operator; every verb maps over them."""

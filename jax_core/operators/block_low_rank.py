@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int
 from jax_core.operators.block_diagonal import Block, BlockDiagonal
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class BlockLowRank(ShortRepr):
     r"""$Q\,[\operatorname{diag}(d) + U \operatorname{diag}(s) U^\top]\,Q^\top$ with the blocks' eigenvectors $Q$.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -14,10 +13,11 @@ from jaxtyping import Array, Float, Int
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.operators.spectral import Spectral
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class Kronecker(Spectral, ShortRepr):
     r"""$(L \otimes R) \operatorname{diag}(w) (L \otimes R)^\top$ with orthogonal $L$, $R$, over matrices in C order.

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.operators.spectral import Spectral
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class LowRank(Spectral, ShortRepr):
     r"""$U \operatorname{diag}(s) U^\top + \alpha I$ with $U^\top U = I$.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.types import pytree
 
 if TYPE_CHECKING:
     from jax_core.operators.block_diagonal import BlockDiagonal
     from jax_core.operators.kronecker import Kronecker
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class Projection(ShortRepr):
     r"""$A = Q\,[\operatorname{diag}(w) + U \operatorname{diag}(s) U^\top]\,Q^\top$, whose forms need no $P \times P$.

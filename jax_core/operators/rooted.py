@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.operators.projection import Projection
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class Rooted(ShortRepr):
     r"""$S S^\top$ with a square $S$ that need be neither symmetric nor orthogonal: the inverse of a factored matrix."""

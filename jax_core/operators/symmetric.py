@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,17 +15,13 @@ from jax_core.operators.dense import Dense
 from jax_core.operators.projection import Projection
 from jax_core.operators.rooted import Rooted
 from jax_core.operators.short_repr import ShortRepr
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 _LEFT = 0.9  # of alpha, in every pivot of a factor: below, rounding has eaten too much of it
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["base", "scale", "alpha"],
-    meta_fields=[],
-    drop_fields=["_eigenpairs"],
-)
+@pytree
 @dataclass(frozen=True, repr=False)
 class Symmetric(ShortRepr):
     r"""$c M + \alpha I$ with a positive semi-definite $M$.
@@ -47,7 +42,7 @@ class Symmetric(ShortRepr):
     base: Float[Array, "P P"]
     scale: Float[Array, ""]
     alpha: Float[Array, ""]
-    _eigenpairs: list[Dense] = field(default_factory=list, repr=False, compare=False)
+    _eigenpairs: list[Dense] = field(default_factory=list, repr=False, compare=False, metadata={"dropped": True})
 
     @classmethod
     def from_matrix(cls, matrix: Float[Array, "P P"]) -> Symmetric:

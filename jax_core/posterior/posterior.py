@@ -16,10 +16,10 @@ from jax_core.data.trees import flattener
 from jax_core.gradients.subspace import Subspace
 from jax_core.operators import Covariance, Operator, Projection, Rooted, Symmetric, whiten
 from jax_core.operators.short_repr import ShortRepr
-from jax_core.types import Params
+from jax_core.types import Params, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, repr=False)
 class Posterior(ShortRepr):
     r"""$\mathcal N(\theta^*, \Sigma)$ with $\Sigma^{-1} = D^{1/2} (M + I) D^{1/2}$.

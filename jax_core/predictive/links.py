@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.types import pytree
+
 Mean = Float[Array, "... C"]
 Covariance = Float[Array, "... C C"]
 Link = Callable[[Mean, Covariance], Mean]
@@ -40,7 +42,7 @@ def sample_gaussian(key: Array, mean: Mean, covariance: Covariance, num_samples:
     return mean + jnp.einsum("...ij,n...j->n...i", root, noise)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class MonteCarlo:
     """The link that averages the softmax over samples of the logits."""

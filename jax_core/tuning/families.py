@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_core.predictive.links import Link
+from jax_core.types import pytree
 
 Logits = Float[Array, "N K"]
 
@@ -35,7 +36,7 @@ class Family(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class ClassFamily:
     """One of ``K`` classes.
@@ -74,7 +75,7 @@ class ClassFamily:
         return jnp.eye(p.shape[-1], dtype=p.dtype) * p[:, None] - p[:, :, None] * p[:, None, :]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class LabelFamily:
     """A label that holds or does not, one logit each; the probit approximation."""

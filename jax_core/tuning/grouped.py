@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from jax_core.gradients.factored import grams
 from jax_core.operators import BlockDiagonal, BlockLowRank, Projection
 from jax_core.predictive import GaussianOutputs
+from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 _SHARE = 40  # of all coordinates, in a group at most
@@ -41,7 +42,7 @@ def group_sizes(size: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class GroupedSpectrum:
     """The projection of a curvature with its weights in groups.
@@ -112,7 +113,7 @@ def is_grouped(curvature: Any) -> TypeGuard[BlockDiagonal | BlockLowRank]:
     return isinstance(curvature, BlockDiagonal | BlockLowRank)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class GroupedGrid:
     r"""A grouped spectrum under every precision of a grid.

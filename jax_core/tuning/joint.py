@@ -115,9 +115,9 @@ def fit_temperature(family: Family, logits: Array, target: Array) -> float:
 def mean_and_error(losses: Float[np.ndarray, "N *K"], counts: Float[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
     """The mean over positions, and its standard error with samples as the units."""
     total = counts.sum()
-    mean = losses.sum(0) / total
+    mean = np.asarray(losses.sum(0) / total)
     weights = counts.reshape(-1, *(1,) * (losses.ndim - 1))
-    return mean, np.sqrt(((losses - weights * mean) ** 2).sum(0)) / total
+    return mean, np.asarray(np.sqrt(((losses - weights * mean) ** 2).sum(0)) / total)
 
 
 def most_uncertain(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.backend import platform
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.interpret import interpret
@@ -37,7 +37,7 @@ def with_fast_convolutions(model_fn: ModelFn) -> ModelFn:
     return Rewritten(as_jit_argument(model_fn))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Rewritten:
     """A model that is traced, and run with what :func:`with_fast_convolutions` replaces."""
