@@ -76,7 +76,7 @@ def _value_and_slopes(la: LaplaceState) -> tuple[float, tuple[np.ndarray, np.nda
     scale = 1.0 if not isinstance(hyper.sigma_noise, float | int) else 1 / noise**2
     loss, (of_prior, of_scale) = _loss_and_slopes((prior, scale / temperature), fit.fitted.curvature, fit.params, mean)
     of_noise = of_fit + 2 * of_scale / (noise**3 * temperature)
-    found = -np.asarray(of_prior, np.float64) * fit.prior_factor
+    found = np.asarray(-np.asarray(of_prior, np.float64) * fit.prior_factor)
     return float(fitted_part - loss), (found if found.ndim == 0 else order.to_torch(found), np.asarray(of_noise))
 
 

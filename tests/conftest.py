@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -18,13 +19,14 @@ settings.load_profile("suite")
 
 @pytest.fixture(autouse=True, scope="module")
 def few_memory_maps():
-    """Drop compiled programs before there are too many: each takes memory maps, of which Linux allows 65,530.
+    """Drop compiled programs before there are too many.
 
-    Beyond that XLA aborts the process within a compilation.
+    Each takes memory maps, of which Linux allows 65,530 (beyond, XLA aborts the process within a compilation), and
+    memory: 30,000 maps are about six gigabytes.
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 12_000:
         jax.clear_caches()
         gc.collect()
 
@@ -34,6 +36,14 @@ def x64():
     """Float64 for one test, without touching the global configuration."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """For arguments of other types than annotated, whose refusal is under test."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ class BinMetrics(NamedTuple):
 
 
 def _bin_metrics(
-    confidence: Float[Array, " N"],
-    correctness: Shaped[Array, " N"],
+    confidence: Float[Array | np.ndarray, " N"],
+    correctness: Shaped[Array | np.ndarray, " N"],
     index: Int[Array, " N"],
     num_bins: int,
 ) -> BinMetrics:
@@ -33,7 +33,7 @@ def _bin_metrics(
 
 
 def _checked(
-    confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int
+    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int
 ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     confidence, correctness = jnp.asarray(confidence), jnp.asarray(correctness)
     if confidence.ndim != 1 or confidence.shape != correctness.shape or confidence.size == 0:
@@ -46,7 +46,9 @@ def _checked(
     return confidence, correctness.astype(confidence.dtype)
 
 
-def bin_metrics(confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15) -> BinMetrics:
+def bin_metrics(
+    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
+) -> BinMetrics:
     r"""Share, mean confidence and accuracy of the samples in each of `num_bins` equal intervals of [0, 1].
 
     Bin $m$ holds $B_m = \{i : \frac{m}{M} \le c_i < \frac{m+1}{M}\}$; a confidence of 1 belongs to the last.
@@ -73,7 +75,7 @@ def _expected_gap(bins: BinMetrics) -> Float[Array, ""]:
 
 
 def expected_calibration_error(
-    confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15
+    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     r"""Expected calibration error, $\sum_m \frac{|B_m|}{n} |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$, in [0, 1].
 
@@ -100,7 +102,7 @@ def expected_calibration_error(
 
 
 def maximum_calibration_error(
-    confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15
+    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     r"""Maximum calibration error, $\max_m |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$ over bins that hold samples.
 
@@ -124,7 +126,7 @@ def maximum_calibration_error(
 
 
 def adaptive_calibration_error(
-    confidence: Float[Array, " N"], correctness: Shaped[Array, " N"], num_bins: int = 15
+    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     """Expected calibration error over bins that hold equally many samples.
 

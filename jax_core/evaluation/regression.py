@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+Values = Array | np.ndarray
 
-def _check_shapes(target: Float[Array, "..."], **predicted: Float[Array, "..."]) -> None:
+
+def _check_shapes(target: Float[Values, "..."], **predicted: Float[Values, "..."]) -> None:
     for name, values in predicted.items():
         if values.shape != target.shape:
             raise ValueError(
@@ -16,7 +19,7 @@ def _check_shapes(target: Float[Array, "..."], **predicted: Float[Array, "..."])
             )
 
 
-def rmse(pred_mean: Float[Array, "*B"], target: Float[Array, "*B"]) -> Float[Array, ""]:
+def rmse(pred_mean: Float[Values, "*B"], target: Float[Values, "*B"]) -> Float[Array, ""]:
     r"""Root mean squared error, $\sqrt{\frac1n \sum_i (y_i - \mu_i)^2}$, in the target's unit.
 
     Args:
@@ -34,7 +37,7 @@ def rmse(pred_mean: Float[Array, "*B"], target: Float[Array, "*B"]) -> Float[Arr
 
 
 def chi_squared(
-    pred_mean: Float[Array, "*B"], pred_std: Float[Array, "*B"], target: Float[Array, "*B"]
+    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean squared error in units of the predicted variance, $\frac1n \sum_i (y_i - \mu_i)^2 / \sigma_i^2$.
 
@@ -59,7 +62,7 @@ def chi_squared(
 
 
 def nll_gaussian(
-    pred_mean: Float[Array, "*B"], pred_std: Float[Array, "*B"], target: Float[Array, "*B"]
+    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean negative log-density, $\frac1n \sum_i \frac{(y_i - \mu_i)^2}{2 \sigma_i^2} + \log \sigma_i \sqrt{2 \pi}$.
 
@@ -79,7 +82,7 @@ def nll_gaussian(
 
 
 def crps_gaussian(
-    pred_mean: Float[Array, "*B"], pred_std: Float[Array, "*B"], target: Float[Array, "*B"]
+    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean continuous ranked probability score of Gaussians; smaller is better, in the target's unit.
 

@@ -59,7 +59,7 @@ def clip_spectrum(values: np.ndarray, size: int, dtype: Any) -> np.ndarray:
     return np.maximum(values, 0.0)
 
 
-def cross_gram(left: Float[Array, "K P"], right: Float[Array, "K P"]) -> np.ndarray:
+def cross_gram(left: Float[Array, "K P"], right: Float[Array, "M P"]) -> np.ndarray:
     """``left right^T`` summed in float64 on the host, slice by slice: squared conditions need the digits."""
     a, b = np.asarray(left), np.asarray(right)
     total = np.zeros((a.shape[0], b.shape[0]))

@@ -36,6 +36,7 @@ def fitted():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_bad_input_is_refused_by_name_and_changes_nothing(name):
     row = ROWS[name]
     if row.after is not None:

@@ -197,6 +197,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_an_option_that_does_not_fit_is_refused_by_name(name):
     options, kind, told = WRONG[name]
     with pytest.raises(kind, match=told):

@@ -197,6 +197,7 @@ def test_larger_prior_precision_is_surer():
     assert unsure < la(x).max(-1).values.mean()
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_misspelt_options_fail():
     with pytest.raises(TypeError, match="rnak"):
         Laplace(network(), rnak=99)

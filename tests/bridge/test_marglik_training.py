@@ -62,6 +62,7 @@ def test_curvature_and_evidence_are_compiled_once_for_all_epochs(compilations):
     assert compilations(pull_stream._begin) <= 1
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_bad_options_are_refused_before_training():
     for options, message in (
         ({"likelihood": "poisson"}, "likelihood='poisson'"),

@@ -56,6 +56,7 @@ def test_options_of_laplace_torch_without_a_meaning_say_what_to_use():
             Laplace(nn.Linear(2, 2), **{name: True})
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_values_out_of_range_name_the_option():
     for wrong in (0, -1, 1.0, True, "1", None):
         with pytest.raises(ValueError, match="n="):

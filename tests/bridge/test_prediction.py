@@ -124,6 +124,7 @@ def test_sampled_and_linearised_predictions_agree_where_the_posterior_is_narrow(
     assert (la(x, pred_type="nn", n_samples=200) - linearised).abs().max() < 0.03
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_bad_prediction_options_are_named():
     la, x = fitted(), data()[0]
     with pytest.raises(ValueError, match=r"pred_type='mcmc'.*'glm', 'nn'"):

@@ -67,6 +67,7 @@ def test_a_mask_is_its_places_and_another_length_is_refused():
 
 
 @pytest.mark.parametrize("count", [0, 44, 2.0])
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_counts_that_the_model_does_not_have_are_refused(count):
     with pytest.raises(ValueError, match="count="):
         subnetworks.largest_magnitude(network(), count)

@@ -177,6 +177,7 @@ def wrong_calls():
     }
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_wrong_calls_are_refused_and_leave_the_prior_alone():
     la = fitted(prior_precision=7.0)
     x = data(2)[0]

@@ -116,6 +116,7 @@ def test_counts_are_those_of_model_and_data(structure, subset):
     torch.testing.assert_close(la.mean, flat(network())[range(43) if subset == "subnetwork" else COVERED[subset]])
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_a_generator_repeats_its_samples_and_without_one_torchs_seed_does():
     la = fitted()
     assert torch.equal(la.sample(4, generator=generator(3)), la.sample(4, generator=generator(3)))
@@ -240,6 +241,7 @@ def test_a_subnetworks_samples_have_a_density():
 
 @pytest.mark.parametrize("call", ["square_norm", "log_prob", "functional_variance", "functional_covariance"])
 @pytest.mark.parametrize("value", [torch.zeros(42), torch.zeros(()), [0.0] * 43], ids=["short", "scalar", "list"])
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_vectors_over_other_weights_are_refused_with_their_number(call, value):
     with pytest.raises(ValueError, match="43 weights"):
         getattr(fitted(), call)(value)

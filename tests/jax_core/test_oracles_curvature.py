@@ -56,8 +56,8 @@ def test_every_product_is_curvlinops_under_either_reduction(x64, name, loss, cur
 
     @quick_jit
     def ours(factor, data):
-        samples = {"num_curv_samples": 1, "num_total_samples": factor}
-        return carried.dense(create(carried.model_fn, carried.params, data, loss, **samples))
+        samples = {"num_curv_samples": 1, "num_total_samples": 1}
+        return factor * carried.dense(create(carried.model_fn, carried.params, data, loss, **samples))
 
     for reduction in ("sum", "mean"):
         what = carried.model, torch_loss(loss, reduction), list(carried.model.parameters()), carried.batches(loss)

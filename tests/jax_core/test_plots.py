@@ -81,6 +81,7 @@ def test_number_of_bins_that_does_not_match_is_refused():
         reliability_diagram(CONFIDENCES, ACCURACIES, 5)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_shift_of_unequal_lengths_is_refused():
     with pytest.raises(ValueError, match=r"\(4,\), \(3,\)"):
         shift_diagram(CONFIDENCES, ACCURACIES[:3], ACCURACIES > 0)

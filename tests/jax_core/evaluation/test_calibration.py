@@ -101,6 +101,7 @@ def test_errors_compile(error):
 
 
 @pytest.mark.parametrize("error", [*ERRORS, bin_metrics])
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_what_cannot_be_binned_is_refused(error):
     with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
         error(jnp.ones(3), jnp.ones(4), num_bins=15)

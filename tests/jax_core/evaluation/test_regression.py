@@ -58,11 +58,13 @@ def test_chi_squared_of_calibrated_predictions_is_one():
 
 
 @pytest.mark.parametrize("score", [chi_squared, nll_gaussian, crps_gaussian])
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_shapes_that_would_broadcast_are_refused(score):
     with pytest.raises(ValueError, match=r"\(3,\).*\(3, 1\)"):
         score(jnp.ones(3), jnp.ones(3), jnp.ones((3, 1)))
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_rmse_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match=r"\(3,\).*\(3, 1\)"):
         rmse(jnp.ones(3), jnp.ones((3, 1)))

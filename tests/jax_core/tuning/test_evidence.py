@@ -57,6 +57,7 @@ def test_no_curvature_warns_at_the_edge():
         maximize_evidence(np.zeros(3), 3, 1.0)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_spectrum_is_the_eigenvalues():
     for operator in (
         Diagonal(jnp.array([1.0, 2.0])),
@@ -102,6 +103,7 @@ def test_gradient_exists_where_eigenvalues_coincide(x64):
         assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_loss_of_another_operator_is_refused():
     with pytest.raises(TypeError, match="not at hand"):
         evidence_loss(object(), mlp().params)(1.0)

@@ -88,7 +88,8 @@ def test_losses_of_a_regression_are_gaussian_densities(x64):
     case, noise = wide(mlp), 0.7
     targets, operator = case.targets("mse"), curvature(case, "lowrank")
     score = objective_by_name("nll", Gaussian(), sigma_noise=noise)
-    losses = held_out_losses(case.model_fn, case.params, operator, ragged(case, targets), score, tuple)(GRID)
+    batches = ragged(case, targets)
+    losses = held_out_losses(case.model_fn, case.params, operator, batches, score, lambda outputs: outputs)(GRID)
     for precision, loss in zip(GRID, losses, strict=True):
         posterior = Posterior.create(case.params, operator, jnp.array(precision))
         mean, covariance = linearized_predictive(case.model_fn, posterior)(case.inputs)
@@ -187,6 +188,7 @@ def test_gaussian_objectives_add_the_noise(x64, noise):
         ("nlll", Categorical()),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_objectives_that_do_not_go_with_the_likelihood_are_refused(name, likelihood):
     with pytest.raises(ValueError, match=f"'{name}'.*{type(likelihood).__name__}.*pass a score"):
         objective_by_name(name, likelihood)

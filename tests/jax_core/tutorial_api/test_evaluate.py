@@ -127,6 +127,7 @@ def test_names_default_to_those_of_the_functions():
     ].keys() == {"correctness"}
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_mistakes_are_named_before_any_work():
     with pytest.raises(TypeError, match=r"'prd'.*misspelt"):
         apply_fns(correctness, prd="map", target="target")
