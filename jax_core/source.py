@@ -26,7 +26,7 @@ from jax_core.gradients.pull_stream import PullStream
 from jax_core.gradients.row_stream import RowStream
 from jax_core.gradients.rows import loss_rows
 from jax_core.gradients.weight_order import Order, find_order, in_order
-from jax_core.likelihoods import Likelihood
+from jax_core.likelihoods import Likelihood, block_size
 from jax_core.lowrank.plan import Plan, Problem
 from jax_core.operators import Diagonal, Symmetric
 from jax_core.types import ModelFn, Params
@@ -128,7 +128,7 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
     per_sample = outputs[0].size
     few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
     rows = float(per_sample)
-    if per_sample <= 256:
+    if block_size(source.likelihood, outputs.shape[1:]) <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]
     example = example_shapes(batch.input)
     layout = find_layout(source.model_fn, source.params, example)

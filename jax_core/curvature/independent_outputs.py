@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.likelihoods import Likelihood, Outputs, dense_hessian
+from jax_core.likelihoods import Likelihood, Outputs, block_hessians
 from jax_core.types import pytree
 
 
@@ -29,8 +29,12 @@ class IndependentOutputs:
 
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         r"""$\operatorname{diag}(H_i) v_i$."""
-        diagonal = jnp.diagonal(dense_hessian(self.likelihood, outputs, target), axis1=-2, axis2=-1)
+        diagonal = jnp.diagonal(block_hessians(self.likelihood, outputs, target), axis1=-2, axis2=-1)
         return diagonal.reshape(vector.shape) * vector
+
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Any:
         """That of the likelihood."""

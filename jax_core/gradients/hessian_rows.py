@@ -16,6 +16,7 @@ from jax_core.data.batches import Batch, KnownSizes, batch_size, padded
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import LoaderPasses
 from jax_core.data.trees import on_device_of
+from jax_core.gradients.cotangents import Cotangents
 from jax_core.gradients.rows import loss_rows
 from jax_core.likelihoods import Likelihood
 from jax_core.types import ModelFn, Params
@@ -56,7 +57,7 @@ class HessianRows(Stream):
         self.tolerance = tolerance
         self.sums, self.num_rows, self._read = DataSums(), 0, 0
 
-    def batches_with_rows(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+    def batches_with_rows(self) -> Iterator[tuple[Batch, np.ndarray, Cotangents]]:
         """One pass: batches, and of their rows the samples and the cotangents."""
         self.sums, self.num_rows = DataSums(), 0
         known = KnownSizes()

@@ -79,7 +79,7 @@ def _hessians(likelihood: Any, outputs: Array, target: Any, count: int) -> Float
         ValueError: If one has a negative eigenvalue beyond rounding.
     """
     sample, cotangents = loss_rows(likelihood, outputs, target, 0.0, count)
-    flat = cotangents.reshape(len(cotangents), -1)
+    flat = cotangents.written().reshape(len(cotangents), -1)
     found = np.zeros((outputs.shape[0], flat.shape[1], flat.shape[1]), flat.dtype)
     np.add.at(found, sample, flat[:, :, None] * flat[:, None, :])
     return found

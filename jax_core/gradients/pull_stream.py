@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_core.data.batches import batch_size
+from jax_core.gradients.cotangents import Cotangents, joined
 from jax_core.gradients.factored import Layout
 from jax_core.gradients.hessian_rows import HessianRows
 from jax_core.gradients.pullbacks import Pullbacks, linearize
@@ -54,11 +56,11 @@ class Visit(Protocol):
 
 
 class Chunk(NamedTuple):
-    """Examples, how many of them count, and their rows, the first of each before the second; a missing one is zero."""
+    """Examples, how many of them count, and their rows: the first of each, the second; a missing one is zero."""
 
     input: Any
     counted: int
-    cotangents: Float[np.ndarray, "K B *output"]
+    cotangents: Iterable[Float[np.ndarray, "B *output"]]
 
 
 class PullStream(HessianRows):
@@ -78,9 +80,9 @@ class PullStream(HessianRows):
 
     def _chunks(self, layout: Layout) -> Iterator[Chunk]:
         pool, size = Pool(), 0
-        for batch, *rows in self.batches_with_rows():
+        for batch, sample, cotangents in self.batches_with_rows():
             size = size or plan_chunk(self.model_fn, self.params, example_shapes(batch.input), layout=layout)
-            pool.add(batch.input, batch_size(batch), *rows)
+            pool.add(batch.input, batch_size(batch), sample, cotangents)
             if pool.count >= _POOL * size:
                 yield from pool.chunks(size)
                 pool = Pool()
@@ -96,9 +98,9 @@ class Pool:
         self.count = 0
         self._inputs: list[Any] = []
         self._samples: list[Int[np.ndarray, " R"]] = []
-        self._cotangents: list[np.ndarray] = []
+        self._cotangents: list[Cotangents] = []
 
-    def add(self, inputs: Any, count: int, sample: Int[np.ndarray, " R"], cotangents: np.ndarray) -> None:
+    def add(self, inputs: Any, count: int, sample: Int[np.ndarray, " R"], cotangents: Cotangents) -> None:
         """A batch, and the rows of its examples, in the order of these."""
         self._inputs.append(jax.tree.map(np.asarray, inputs))
         self._samples.append(sample + self.count)
@@ -107,7 +109,7 @@ class Pool:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """All of them, those with the most rows first."""
-        sample, rows = np.concatenate(self._samples), np.concatenate(self._cotangents)
+        sample, rows = np.concatenate(self._samples), joined(self._cotangents)
         numbers = np.bincount(sample, minlength=self.count)
         nth = np.arange(len(sample)) - (np.cumsum(numbers) - numbers)[sample]  # row of its example
         inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._inputs)
@@ -119,9 +121,21 @@ class Pool:
             mine = (place[sample] >= start) & (place[sample] < start + size)
             # padded by repetition: a zero image may be outside a network's domain (a normalisation by zero)
             whole = np.pad(chosen, (0, size - len(chosen)), mode="edge")
-            found = np.zeros((numbers[chosen].max(), size, *rows.shape[1:]), rows.dtype)
-            found[nth[mine], place[sample[mine]] - start] = rows[mine]
-            yield Chunk(jax.tree.map(lambda leaf, at=whole: leaf[at], inputs), len(chosen), found)
+            turns = _in_turn(rows[mine], nth[mine], place[sample[mine]] - start, size)
+            yield Chunk(jax.tree.map(lambda leaf, at=whole: leaf[at], inputs), len(chosen), turns)
+
+
+def _in_turn(
+    rows: Cotangents, nth: Int[np.ndarray, " R"], place: Int[np.ndarray, " R"], size: int
+) -> Iterator[Float[np.ndarray, "B *output"]]:
+    """The first row of each example, then the second of each that has one, and so on; the others' are zero."""
+    order = np.argsort(nth, kind="stable")
+    ends = np.cumsum(np.bincount(nth))
+    for start, end in itertools.pairwise([0, *ends]):
+        chosen = order[start:end]
+        turn = np.zeros((size, *rows.shape), rows.values.dtype)
+        turn[place[chosen]] = rows[chosen].written()
+        yield turn
 
 
 @cached_by_shape

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_core.data.batches import Batch
 from jax_core.data.trees import get_size
+from jax_core.gradients.cotangents import Cotangents
 from jax_core.gradients.hessian_rows import HessianRows
 from jax_core.gradients.rows import Rows, pack_rows, plan_rows, push_back
 from jax_core.types import ModelFn, Params
@@ -55,7 +56,7 @@ class RowStream(HessianRows):
         first = next(batches)
         sizes = plan_rows(self.model_fn, self.params, example_shapes(first[0].input))
 
-        def chained() -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+        def chained() -> Iterator[tuple[Batch, np.ndarray, Cotangents]]:
             yield first
             yield from batches
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from jax_core.data.batches import Batch
 from jax_core.data.trees import get_size
-from jax_core.likelihoods import Likelihood, dense_hessian
+from jax_core.gradients.cotangents import Cotangents, joined
+from jax_core.likelihoods import Likelihood, block_hessians
 from jax_core.types import ModelFn, Params
 from jax_core.xla.backend import platform
 from jax_core.xla.chunks import forward_cost, rows_per_block
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
 
 def loss_rows(
     likelihood: Likelihood, outputs: Float[Array, "B *output"], target: Any, tolerance: float, count: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Cotangents]:
     r"""Sample numbers and cotangents $\sqrt{\lambda} u$ of a batch's loss Hessians, the smallest dropped.
 
     Only its first ``count`` samples are looked at.
@@ -44,8 +45,8 @@ def loss_rows(
     Raises:
         ValueError: If a Hessian has a negative eigenvalue beyond rounding.
     """
-    hessians = np.asarray(_dense_hessian(likelihood, outputs, target), np.float64)[:count]
-    values, vectors = np.linalg.eigh(hessians)  # (B, D), (B, D, D)
+    hessians = np.asarray(_block_hessians(likelihood, outputs, target), np.float64)[:count]
+    values, vectors = np.linalg.eigh(hessians)  # (B, N, K), (B, N, K, K)
     largest = float(np.abs(values).max(initial=0.0))
     if values.min(initial=0.0) < -1e-4 * largest:
         raise ValueError(
@@ -57,20 +58,20 @@ def loss_rows(
     dropped = np.searchsorted(np.cumsum(order), tolerance * order.sum(), side="right")
     # The smallest value that is kept; its equals are kept with it, so that nothing is dropped from equal ones.
     threshold = order[dropped] if dropped < order.size else np.inf
-    sample, column = np.nonzero((values >= threshold) & (values > 0))
-    cotangents = vectors[sample, :, column] * np.sqrt(values[sample, column])[:, None]
-    return sample, cotangents.reshape(-1, *outputs.shape[1:]).astype(outputs.dtype)
+    sample, block, column = np.nonzero((values >= threshold) & (values > 0))
+    found = vectors[sample, block, :, column] * np.sqrt(values[sample, block, column])[:, None]
+    return sample, Cotangents(block, found.astype(outputs.dtype), outputs.shape[1:])
 
 
 @jax.jit
-def _dense_hessian(likelihood: Likelihood, outputs: Array, target: Any) -> Array:
-    return dense_hessian(likelihood, outputs, target)
+def _block_hessians(likelihood: Likelihood, outputs: Array, target: Any) -> Array:
+    return block_hessians(likelihood, outputs, target)
 
 
-def pack_rows(batches: Iterable[tuple[Batch, np.ndarray, np.ndarray]], size: int) -> Iterator[Rows]:
+def pack_rows(batches: Iterable[tuple[Batch, np.ndarray, Cotangents]], size: int) -> Iterator[Rows]:
     """Regroup the rows of many batches into blocks of one size, the last padded with zero cotangents."""
     inputs: list[Any] = []
-    cotangents: list[np.ndarray] = []
+    cotangents: list[Cotangents] = []
     waiting = 0
     for batch, sample, cotangent in batches:
         host = jax.tree.map(lambda leaf, rows=sample: np.asarray(leaf)[rows], batch.input)
@@ -88,7 +89,7 @@ def pack_rows(batches: Iterable[tuple[Batch, np.ndarray, np.ndarray]], size: int
         yield _block(inputs, cotangents, size)
 
 
-def _block(inputs: list[Any], cotangents: list[np.ndarray], size: int) -> Rows:
+def _block(inputs: list[Any], cotangents: list[Cotangents], size: int) -> Rows:
     def fill(*parts: np.ndarray) -> Array:
         whole = np.concatenate(parts)
         return jnp.asarray(np.pad(whole, [(0, size - len(whole))] + [(0, 0)] * (whole.ndim - 1), mode="edge"))
@@ -97,7 +98,7 @@ def _block(inputs: list[Any], cotangents: list[np.ndarray], size: int) -> Rows:
         return jnp.asarray(np.pad(whole, [(0, size - len(whole))] + [(0, 0)] * (whole.ndim - 1)))
 
     # Inputs are padded by repetition: a zero image may be outside a network's domain (a normalisation by zero).
-    return Rows(jax.tree.map(fill, *inputs), pad_zero(np.concatenate(cotangents)))
+    return Rows(jax.tree.map(fill, *inputs), pad_zero(joined(cotangents).written()))
 
 
 class RowPlan(NamedTuple):

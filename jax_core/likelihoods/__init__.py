@@ -1,6 +1,6 @@
 """Likelihoods: the loss per sample and its curvature with respect to the model's output."""
 
-from jax_core.likelihoods.base import Likelihood, Outputs, dense_hessian, score
+from jax_core.likelihoods.base import Likelihood, Outputs, block_hessians, block_size, dense_hessian, score
 from jax_core.likelihoods.families import (
     Bernoulli,
     Categorical,
@@ -23,6 +23,8 @@ __all__ = [
     "Poisson",
     "Unweighted",
     "as_likelihood",
+    "block_hessians",
+    "block_size",
     "dense_hessian",
     "score",
 ]

@@ -7,6 +7,7 @@ products: no ``C x C`` matrix per sample is formed unless :func:`dense_hessian` 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -67,3 +68,28 @@ def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Floa
         return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
 
     return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], size), 0, -1)
+
+
+def block_size(likelihood: Likelihood, shape: tuple[int, ...]) -> int:
+    """How many neighbouring outputs of a sample curve together: the classes of a pixel, one output of a regression.
+
+    A likelihood says so by a method of this name; of one that does not, all outputs do.
+
+    Args:
+        likelihood: Whose loss curves.
+        shape: Of a sample's outputs.
+    """
+    says = getattr(likelihood, "block_size", None)
+    return math.prod(shape) if says is None else says(shape)
+
+
+def block_hessians(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B N K K"]:
+    """The blocks on the diagonal of every sample's Hessian, all that is not zero: ``K`` products for all ``N``."""
+    size = block_size(likelihood, outputs.shape[1:])
+    count = outputs[0].size // size
+    basis = jnp.tile(jnp.eye(size, dtype=outputs.dtype), (1, count)).reshape((size, 1, *outputs.shape[1:]))
+
+    def column(e: Array) -> Array:
+        return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
+
+    return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], count, size), 0, -1)

@@ -62,6 +62,10 @@ class Categorical:
         shifted = vector - (likeliest * vector).sum(-1, keepdims=True)
         return total * p * (shifted - (p * shifted).sum(-1, keepdims=True))
 
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """The classes of a position curve together."""
+        return shape[-1]
+
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         return jax.random.categorical(key, outputs, axis=-1)
@@ -88,6 +92,10 @@ class Gaussian:
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
         return self._in_noise(self._in_noise(vector))
+
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
@@ -122,6 +130,10 @@ class Bernoulli:
         # sigmoid(-f) is 1 - p without its cancellation
         return (weight * y + 1.0 - y) * jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * vector
 
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
+
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
@@ -140,6 +152,10 @@ class Poisson:
         """See :meth:`Likelihood.hessian_mv`."""
         return jnp.exp(outputs) * vector
 
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
+
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
@@ -157,6 +173,10 @@ class Unweighted:
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
         return vector
+
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""

@@ -35,6 +35,10 @@ class Heteroscedastic:
         precision = jnp.exp(-parts(outputs)[1])
         return vector * jnp.concatenate([precision, jnp.full_like(precision, 0.5)], axis=-1)
 
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Each output curves by itself."""
+        return 1
+
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         mean, log_variance = parts(outputs)

@@ -12,13 +12,17 @@ from jax_core.curvature import data_sums
 from jax_core.gradients import row_stream
 from jax_core.gradients.row_stream import RowStream
 from jax_core.gradients.rows import RowPlan, loss_rows
-from jax_core.likelihoods import dense_hessian
+from jax_core.likelihoods import Bernoulli, Custom, Heteroscedastic, dense_hessian
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import CASES, LOSSES, dense_ggn, mlp
 
 
 def add_gram(carry, block, extra):
     return carry + block.T @ block
+
+
+def cubed(output, target):
+    return jnp.square(output.sum()) + (output**4).sum()
 
 
 def stream(case, likelihood, target, tolerance, cut=4):
@@ -57,7 +61,7 @@ def test_no_more_than_the_tolerance_is_dropped(x64, tolerance):
     target = jnp.zeros(50, int)
     sample, cotangents = loss_rows(Categorical(), outputs, target, tolerance)
     whole = jnp.trace(dense_hessian(Categorical(), outputs, target), axis1=1, axis2=2).sum()
-    kept = np.square(cotangents).sum()
+    kept = np.square(cotangents.values).sum()
     assert (1 - tolerance) * whole <= kept <= whole * (1 + 1e-12)
     assert len(sample) < 50 * 6
 
@@ -67,7 +71,23 @@ def test_equal_curvatures_are_all_kept(count):
     outputs = jnp.zeros((count, 2))
     sample, cotangents = loss_rows(Gaussian(), outputs, outputs, 1e-3)
     assert len(sample) == 2 * count
-    np.testing.assert_allclose(np.square(cotangents).sum(), 2 * count, rtol=1e-6)
+    np.testing.assert_allclose(np.square(cotangents.values).sum(), 2 * count, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "block"),
+    [(Categorical(), 3), (Gaussian(), 1), (Bernoulli(), 1), (Heteroscedastic(), 1), (Custom(cubed), 12)],
+)
+def test_rows_of_positions_are_those_of_the_whole_hessian(x64, likelihood, block):
+    """A pixel's outputs curve together, or each by itself: no matrix over all pixels is needed."""
+    outputs = jax.random.normal(jax.random.key(0), (5, 4, 3) if block != 1 else (5, 3, 4))
+    target = jnp.zeros((5, 4), int) if isinstance(likelihood, Categorical) else outputs[..., : 4 if block == 1 else 3]
+    target = target[..., :2] if isinstance(likelihood, Heteroscedastic) else target
+    sample, cotangents = loss_rows(likelihood, outputs, target, 0.0)
+    assert cotangents.values.shape[1] == block
+    rows = cotangents.written().reshape(len(sample), -1)
+    found = np.stack([rows[sample == i].T @ rows[sample == i] for i in range(5)])
+    np.testing.assert_allclose(found, dense_hessian(likelihood, outputs, target), atol=1e-12)
 
 
 def test_without_curvature_there_are_no_rows():
