@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
+
+from jax_core.types import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +28,7 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(4.5, 4.0), layout="constrained")[1]
 
 
-def _bin_grid(values: Float[Array, " M"], num_bins: int, name: str) -> tuple[np.ndarray, float, np.ndarray]:
+def _bin_grid(values: Float[ArrayLike, " M"], num_bins: int, name: str) -> tuple[np.ndarray, float, np.ndarray]:
     """Left edges and width of the bins, and the values on the host."""
     heights = np.asarray(values, dtype=float)
     if heights.shape != (num_bins,):
@@ -35,8 +37,8 @@ def _bin_grid(values: Float[Array, " M"], num_bins: int, name: str) -> tuple[np.
 
 
 def reliability_diagram(
-    bin_confidences: Float[Array, " M"],
-    bin_accuracies: Float[Array, " M"],
+    bin_confidences: Float[ArrayLike, " M"],
+    bin_accuracies: Float[ArrayLike, " M"],
     num_bins: int,
     *,
     ax: Axes | None = None,
@@ -81,7 +83,7 @@ def reliability_diagram(
 
 
 def proportion_diagram(
-    bin_proportions: Float[Array, " M"],
+    bin_proportions: Float[ArrayLike, " M"],
     num_bins: int,
     *,
     ax: Axes | None = None,
@@ -115,7 +117,7 @@ def proportion_diagram(
 
 
 def spectrum_plot(
-    eigenvalues: Float[Array, " R"],
+    eigenvalues: Float[ArrayLike, " R"],
     *,
     prior_precision: float | None = None,
     ax: Axes | None = None,
@@ -145,9 +147,9 @@ def spectrum_plot(
 
 
 def shift_diagram(
-    confidence_map: Float[Array, " N"],
-    confidence_laplace: Float[Array, " N"],
-    correctness: Shaped[Array, " N"],
+    confidence_map: Float[ArrayLike, " N"],
+    confidence_laplace: Float[ArrayLike, " N"],
+    correctness: Shaped[ArrayLike, " N"],
     *,
     ax: Axes | None = None,
     title: str | None = None,

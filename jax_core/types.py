@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import jax
+import numpy as np
 
 T = TypeVar("T")
+
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+"""An array of either library."""
 
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""

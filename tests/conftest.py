@@ -12,6 +12,11 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+# Annotations are checked as the tests call them: types, dtypes, and shapes of arrays. Not where models are traced: what
+# is told of them names lines of code, and random numbers that they draw.
+_EDGE = (path.stem for path in (Path(__file__).parents[1] / "bridge").glob("*.py") if path.stem != "__init__")
+jaxtyping.install_import_hook(["jax_core", *(f"bridge.{name}" for name in _EDGE)], "annotation_checker.checked")
+
 # Compilation makes first examples slow, so no deadline; derandomised, so that a red run can be repeated.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("suite")

@@ -34,9 +34,9 @@ MAY_IMPORT = {
     | {"frozen", "likelihoods", "curvature", "gradients", "lowrank", "operators"}
     | {"source", "kronecker", "left_out", "fitted"},
     "predictive": GROUND | {"gradients", "operators", "posterior"},
-    "evaluation": set(),
+    "evaluation": {"types"},
     "tuning": GROUND | {"evaluation", "gradients", "likelihoods", "operators", "posterior", "predictive"},
-    "plots": set(),
+    "plots": {"types"},
     "tutorial_api": GROUND
     | {"likelihoods", "matrix_free", "curvature", "operators", "gradients", "lowrank"}
     | {"posterior", "predictive", "evaluation", "tuning", "plots"},

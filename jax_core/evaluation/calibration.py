@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from jax_core.types import ArrayLike
+
 
 class BinMetrics(NamedTuple):
     """What falls into each bin of confidence; empty bins hold zeros."""
@@ -18,8 +20,8 @@ class BinMetrics(NamedTuple):
 
 
 def _bin_metrics(
-    confidence: Float[Array | np.ndarray, " N"],
-    correctness: Shaped[Array | np.ndarray, " N"],
+    confidence: Float[ArrayLike, " N"],
+    correctness: Shaped[ArrayLike, " N"],
     index: Int[Array, " N"],
     num_bins: int,
 ) -> BinMetrics:
@@ -33,7 +35,7 @@ def _bin_metrics(
 
 
 def _checked(
-    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int
+    confidence: Float[ArrayLike, " N"], correctness: Shaped[ArrayLike, " N"], num_bins: int
 ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     confidence, correctness = jnp.asarray(confidence), jnp.asarray(correctness)
     if confidence.ndim != 1 or confidence.shape != correctness.shape or confidence.size == 0:
@@ -47,7 +49,7 @@ def _checked(
 
 
 def bin_metrics(
-    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
+    confidence: Float[ArrayLike, " N"], correctness: Shaped[ArrayLike, " N"], num_bins: int = 15
 ) -> BinMetrics:
     r"""Share, mean confidence and accuracy of the samples in each of `num_bins` equal intervals of [0, 1].
 
@@ -75,7 +77,7 @@ def _expected_gap(bins: BinMetrics) -> Float[Array, ""]:
 
 
 def expected_calibration_error(
-    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
+    confidence: Float[ArrayLike, " N"], correctness: Shaped[ArrayLike, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     r"""Expected calibration error, $\sum_m \frac{|B_m|}{n} |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$, in [0, 1].
 
@@ -102,7 +104,7 @@ def expected_calibration_error(
 
 
 def maximum_calibration_error(
-    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
+    confidence: Float[ArrayLike, " N"], correctness: Shaped[ArrayLike, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     r"""Maximum calibration error, $\max_m |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$ over bins that hold samples.
 
@@ -126,7 +128,7 @@ def maximum_calibration_error(
 
 
 def adaptive_calibration_error(
-    confidence: Float[Array | np.ndarray, " N"], correctness: Shaped[Array | np.ndarray, " N"], num_bins: int = 15
+    confidence: Float[ArrayLike, " N"], correctness: Shaped[ArrayLike, " N"], num_bins: int = 15
 ) -> Float[Array, ""]:
     """Expected calibration error over bins that hold equally many samples.
 

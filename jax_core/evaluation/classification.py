@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jax_core.types import ArrayLike
 
-def _class_indices(pred: Shaped[Array, "*B C"], target: Shaped[Array, "..."]) -> Int[Array, "*B"]:
+
+def _class_indices(pred: Shaped[ArrayLike, "*B C"], target: Shaped[ArrayLike, "..."]) -> Int[Array, "*B"]:
     """Targets as class indices, whether given as such or one-hot."""
     if target.shape == pred.shape:
-        return jnp.argmax(target, axis=-1)
+        return jnp.argmax(jnp.asarray(target), axis=-1)
     if target.shape == pred.shape[:-1]:
-        return target.astype(int)
+        return jnp.asarray(target).astype(int)
     raise ValueError(
         f"Targets of shape {target.shape} do not go with predictions of shape {pred.shape}. "
         f"Give class indices of shape {pred.shape[:-1]} or one-hot targets of shape {pred.shape}."
     )
 
 
-def correctness(pred: Float[Array, "*B C"], target: Shaped[Array, "..."]) -> Bool[Array, "*B"]:
+def correctness(pred: Float[ArrayLike, "*B C"], target: Shaped[ArrayLike, "..."]) -> Bool[Array, "*B"]:
     r"""Whether the most probable class is the target, $[\arg\max_c p_c = y]$.
 
     Args:
@@ -35,7 +37,7 @@ def correctness(pred: Float[Array, "*B C"], target: Shaped[Array, "..."]) -> Boo
     return jnp.argmax(pred, axis=-1) == _class_indices(pred, target)
 
 
-def accuracy(pred: Float[Array, "*B C"], target: Shaped[Array, "..."], *, top_k: int = 1) -> Float[Array, ""]:
+def accuracy(pred: Float[ArrayLike, "*B C"], target: Shaped[ArrayLike, "..."], *, top_k: int = 1) -> Float[Array, ""]:
     """Share of samples whose target is among the `top_k` most probable classes, in [0, 1].
 
     Args:
@@ -56,7 +58,7 @@ def accuracy(pred: Float[Array, "*B C"], target: Shaped[Array, "..."], *, top_k:
     return hits.mean(dtype=pred.dtype)
 
 
-def nll_categorical(prob: Float[Array, "*B C"], target: Shaped[Array, "..."]) -> Float[Array, ""]:
+def nll_categorical(prob: Float[ArrayLike, "*B C"], target: Shaped[ArrayLike, "..."]) -> Float[Array, ""]:
     r"""Mean negative log-likelihood in nats, $-\frac1n \sum_i \log p_{i, y_i}$.
 
     Args:
@@ -76,7 +78,7 @@ def nll_categorical(prob: Float[Array, "*B C"], target: Shaped[Array, "..."]) ->
     return -jnp.log(jnp.take_along_axis(prob, index, axis=-1)).mean()
 
 
-def brier(prob: Float[Array, "*B C"], target: Shaped[Array, "..."]) -> Float[Array, ""]:
+def brier(prob: Float[ArrayLike, "*B C"], target: Shaped[ArrayLike, "..."]) -> Float[Array, ""]:
     r"""Brier score of class probabilities, $\frac1n \sum_i \sum_c (p_{ic} - [c = y_i])^2$, in [0, 2].
 
     Args:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-Values = Array | np.ndarray
+from jax_core.types import ArrayLike
 
 
-def _check_shapes(target: Float[Values, "..."], **predicted: Float[Values, "..."]) -> None:
+def _check_shapes(target: Float[ArrayLike, "..."], **predicted: Float[ArrayLike, "..."]) -> None:
     for name, values in predicted.items():
         if values.shape != target.shape:
             raise ValueError(
@@ -19,7 +18,7 @@ def _check_shapes(target: Float[Values, "..."], **predicted: Float[Values, "..."
             )
 
 
-def rmse(pred_mean: Float[Values, "*B"], target: Float[Values, "*B"]) -> Float[Array, ""]:
+def rmse(pred_mean: Float[ArrayLike, "*B"], target: Float[ArrayLike, "*B"]) -> Float[Array, ""]:
     r"""Root mean squared error, $\sqrt{\frac1n \sum_i (y_i - \mu_i)^2}$, in the target's unit.
 
     Args:
@@ -37,7 +36,7 @@ def rmse(pred_mean: Float[Values, "*B"], target: Float[Values, "*B"]) -> Float[A
 
 
 def chi_squared(
-    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
+    pred_mean: Float[ArrayLike, "*B"], pred_std: Float[ArrayLike, "*B"], target: Float[ArrayLike, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean squared error in units of the predicted variance, $\frac1n \sum_i (y_i - \mu_i)^2 / \sigma_i^2$.
 
@@ -62,7 +61,7 @@ def chi_squared(
 
 
 def nll_gaussian(
-    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
+    pred_mean: Float[ArrayLike, "*B"], pred_std: Float[ArrayLike, "*B"], target: Float[ArrayLike, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean negative log-density, $\frac1n \sum_i \frac{(y_i - \mu_i)^2}{2 \sigma_i^2} + \log \sigma_i \sqrt{2 \pi}$.
 
@@ -82,7 +81,7 @@ def nll_gaussian(
 
 
 def crps_gaussian(
-    pred_mean: Float[Values, "*B"], pred_std: Float[Values, "*B"], target: Float[Values, "*B"]
+    pred_mean: Float[ArrayLike, "*B"], pred_std: Float[ArrayLike, "*B"], target: Float[ArrayLike, "*B"]
 ) -> Float[Array, ""]:
     r"""Mean continuous ranked probability score of Gaussians; smaller is better, in the target's unit.
 
