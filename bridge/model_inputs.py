@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from bridge.arguments import Parameters
 from bridge.options import unknown_option
 from bridge.tracing.checks import unwrap
 
@@ -41,5 +42,5 @@ def with_keywords(model: nn.Module, x: Any, named: dict[str, Any]) -> dict[str, 
 
 def by_position(model: nn.Module, named: dict[str, Any], count: int) -> Any:
     """Inputs by name as the ``count`` first that ``forward`` takes by position, if they are just those."""
-    places = list(inspect.signature(unwrap(model).forward).parameters)[:count]
+    places = Parameters.of(unwrap(model)).places[:count]
     return tuple(named[name] for name in places) if set(places) == set(named) else named

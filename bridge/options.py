@@ -57,10 +57,15 @@ def unknown_option(where: str, name: str, known: list[str]) -> TypeError:
     """The error for an option that is not there, with the nearest that is."""
     if name in _ELSEWHERE:
         return TypeError(f"{where} takes no {name}: {_ELSEWHERE[name]}.")
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     options = ", ".join(option for option in known if option != "self")
+    hint = did_you_mean(name, known, cutoff=0.5)
     return TypeError(f"{where} got an unexpected option {name!r}.{hint} There are {options}.")
+
+
+def did_you_mean(name: str, known: list[str], *, cutoff: float = 0.6) -> str:
+    """A sentence for a message, after a space, where one of the known names is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_generator(generator: Any) -> None:

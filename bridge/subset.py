@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 from bridge.last_layer import find_last_layer, listed, owners_of, turned
 from bridge.one_example import SUBNETWORK
-from bridge.options import one_of
+from bridge.options import did_you_mean, one_of
 from bridge.parameter_order import ParameterOrder
 from bridge.tracing.checks import unwrap
 from jax_core.fit import Structure
@@ -69,10 +68,9 @@ class Subset:
             )
         if name is not None and name not in dict(unwrap(model).named_modules()):
             known = list(owners_of(unwrap(model)))
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"last_layer_name={name!r} names no module.{hint} The last ones with parameters are {listed(known)}."
+                f"last_layer_name={name!r} names no module.{did_you_mean(name, known)} The last ones with parameters "
+                f"are {listed(known)}."
             )
         return found if indices is None else replace(found, indices=_checked_indices(indices, model))
 

@@ -130,49 +130,47 @@ def fit_curvature(
     Warns:
         UserWarning: If memory ran out within the work, which then begins anew with half as many samples at once.
     """
-    given = (options, key, num_total_samples, checkpoint)
-    size, smaller = 0, passes
-    while True:
-        try:
-            return _fit(model_fn, params, likelihood, smaller, *given)
-        except jax.errors.JaxRuntimeError as error:
-            size = half_after(error, size or batch_size(passes.peek()), "the fit")
-            smaller = SmallerPasses(passes, size)
-
-
-def _fit(
-    model_fn: ModelFn,
-    params: Params,
-    likelihood: Likelihood,
-    passes: LoaderPasses,
-    options: FitOptions,
-    key: Array,
-    num_total_samples: int | None,
-    checkpoint: Checkpoint | None,
-) -> Fitted:
     if options.structure == "gp":
         options = _of_all_rows(options, model_fn, params, passes)
         likelihood = IndependentOutputs(likelihood)
-    options = options.within(get_size(params))
-    trunk, head = split(model_fn, params, example_shapes(passes.peek().input))
-    passes = passes if trunk is None else FeaturePasses(trunk, passes)
-    model = as_jit_argument(with_fast_convolutions(head))
-    curved = with_curvature(options.curvature, model, params, likelihood, passes, key)
-    source = Source(model, params, *curved, checkpoint)
-    check_memory(source, options.structure, options.rank)
-    plan = None if options.structure in ("full", "diag") else _noted(make_plan(source, options), options, source)
-    if plan is not None and plan.strategy == "products":
-        curvature, sums, trace = _low_rank(source, options, plan, key)
-    else:
-        ordered, order = source.in_order_of_gradients
-        curvature, sums, trace = _by_rows(ordered, options, plan, key)
-        curvature = curvature if order.as_stored else curvature.permute(order.places(params))
+    source = Source(model_fn, params, likelihood, passes, checkpoint)
+    curvature, sums, trace, plan = _reduced_in_memory(source, options.within(get_size(params)), key)
     total = sums.samples if num_total_samples is None else num_total_samples
     factor = total / sums.samples
     seen = (sums.samples, total, sums.outputs_per_sample)
     warn_of_left_out(curvature, trace)
     known = None if trace is None else trace * factor
     return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll), known)
+
+
+def _reduced_in_memory(
+    source: Source, options: FitOptions, key: Array
+) -> tuple[Operator, DataSums, float | None, Plan | None]:
+    """:func:`_reduced`, begun anew on smaller batches where memory runs out."""
+    passes, size = source.passes, 0
+    while True:
+        try:
+            return _reduced(source, options, key)
+        except jax.errors.JaxRuntimeError as error:
+            size = half_after(error, size or batch_size(passes.peek()), "the fit")
+            source = dataclasses.replace(source, passes=SmallerPasses(passes, size))
+
+
+def _reduced(source: Source, options: FitOptions, key: Array) -> tuple[Operator, DataSums, float | None, Plan | None]:
+    """The curvature, what its passes added up, its trace where that is known, and the plan of a low rank."""
+    params, passes = source.params, source.passes
+    trunk, head = split(source.model_fn, params, example_shapes(passes.peek().input))
+    passes = passes if trunk is None else FeaturePasses(trunk, passes)
+    model = as_jit_argument(with_fast_convolutions(head))
+    curved = with_curvature(options.curvature, model, params, source.likelihood, passes, key)
+    source = Source(model, params, *curved, source.checkpoint)
+    check_memory(source, options.structure, options.rank)
+    plan = None if options.structure in ("full", "diag") else _noted(make_plan(source, options), options, source)
+    if plan is not None and plan.strategy == "products":
+        return *_low_rank(source, options, plan, key), plan
+    ordered, order = source.in_order_of_gradients
+    curvature, sums, trace = _by_rows(ordered, options, plan, key)
+    return curvature if order.as_stored else curvature.permute(order.places(params)), sums, trace, plan
 
 
 def _of_all_rows(options: FitOptions, model_fn: ModelFn, params: Params, passes: LoaderPasses) -> FitOptions:

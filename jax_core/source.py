@@ -126,7 +126,8 @@ def problem_of(source: Source, *, rank: int, rows_bytes: int, tolerance: float) 
     count = jnp.asarray(batch_size(batch))
     outputs, _ = evaluate(source.model_fn, source.params, source.likelihood, batch, count)
     per_sample = outputs[0].size
-    few, target = jax.tree.map(lambda leaf: leaf[:256], (outputs, batch.target))
+    enough = max(1, min(256, 2**16 // per_sample))  # samples
+    few, target = jax.tree.map(lambda leaf: leaf[:enough], (outputs, batch.target))
     rows = float(per_sample)
     if block_size(source.likelihood, outputs.shape[1:]) <= 256:
         rows = len(loss_rows(source.likelihood, few, target, tolerance)[0]) / few.shape[0]

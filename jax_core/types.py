@@ -53,12 +53,11 @@ def pytree(cls: type[T]) -> type[T]:
 
     def unflatten(structure: tuple[Any, ...], held: Any) -> T:
         value = object.__new__(cls)
-        parts = {**dict(zip(children, held, strict=True)), **dict(zip(static, structure, strict=True))}
+        for name, part in zip((*children, *static), (*held, *structure), strict=True):
+            object.__setattr__(value, name, part)
         for field in dropped:
             assert callable(field.default_factory)
-            parts[field.name] = field.default_factory()
-        for name, part in parts.items():
-            object.__setattr__(value, name, part)
+            object.__setattr__(value, field.name, field.default_factory())
         return value
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

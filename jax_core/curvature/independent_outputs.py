@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_core.likelihoods import Likelihood, Outputs, block_hessians
+from jax_core.likelihoods.base import EachOutputAlone
 from jax_core.types import pytree
 
 
 @pytree
 @dataclass(frozen=True)
-class IndependentOutputs:
+class IndependentOutputs(EachOutputAlone):
     r"""A likelihood with $\operatorname{diag}(H)$ in the place of its Hessian $H$ over a sample's outputs.
 
     What Gaussian processes on a network's kernel take of a classification (Immer et al., 2021, arXiv:2008.08400, A.2);
@@ -31,10 +32,6 @@ class IndependentOutputs:
         r"""$\operatorname{diag}(H_i) v_i$."""
         diagonal = jnp.diagonal(block_hessians(self.likelihood, outputs, target), axis1=-2, axis2=-1)
         return diagonal.reshape(vector.shape) * vector
-
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Any:
         """That of the likelihood."""

@@ -74,11 +74,11 @@ def pack_rows(batches: Iterable[tuple[Batch, np.ndarray, Cotangents]], size: int
     cotangents: list[Cotangents] = []
     waiting = 0
     for batch, sample, cotangent in batches:
-        host = jax.tree.map(lambda leaf, rows=sample: np.asarray(leaf)[rows], batch.input)
+        host = jax.tree.map(np.asarray, batch.input)
         start = 0
         while start < len(sample):
             stop = min(len(sample), start + size - waiting)
-            inputs.append(jax.tree.map(lambda leaf, s=slice(start, stop): leaf[s], host))
+            inputs.append(jax.tree.map(lambda leaf, rows=sample[start:stop]: leaf[rows], host))
             cotangents.append(cotangent[start:stop])
             waiting += stop - start
             start = stop

@@ -59,15 +59,12 @@ def score(likelihood: Likelihood, outputs: Outputs, target: Any) -> Outputs:
     return jax.grad(lambda f: likelihood.nll(f, target).sum())(outputs)
 
 
-def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B C C"]:
-    """The Hessian of every sample as a matrix over its flattened outputs, ``C`` products each."""
-    size = outputs[0].size
-    basis = jnp.eye(size, dtype=outputs.dtype).reshape((size, 1, *outputs.shape[1:]))
+class EachOutputAlone:
+    """For likelihoods whose Hessian over a sample's outputs is its diagonal."""
 
-    def column(e: Array) -> Array:
-        return likelihood.hessian_mv(outputs, target, jnp.broadcast_to(e, outputs.shape))
-
-    return jnp.moveaxis(jax.vmap(column)(basis).reshape(size, outputs.shape[0], size), 0, -1)
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """See :func:`block_size`."""
+        return 1
 
 
 def block_size(likelihood: Likelihood, shape: tuple[int, ...]) -> int:
@@ -83,9 +80,17 @@ def block_size(likelihood: Likelihood, shape: tuple[int, ...]) -> int:
     return math.prod(shape) if says is None else says(shape)
 
 
+def dense_hessian(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B C C"]:
+    """The Hessian of every sample as a matrix over its flattened outputs, ``C`` products each."""
+    return _blocks(likelihood, outputs, target, outputs[0].size)[:, 0]
+
+
 def block_hessians(likelihood: Likelihood, outputs: Outputs, target: Any) -> Float[Array, "B N K K"]:
     """The blocks on the diagonal of every sample's Hessian, all that is not zero: ``K`` products for all ``N``."""
-    size = block_size(likelihood, outputs.shape[1:])
+    return _blocks(likelihood, outputs, target, block_size(likelihood, outputs.shape[1:]))
+
+
+def _blocks(likelihood: Likelihood, outputs: Outputs, target: Any, size: int) -> Float[Array, "B N K K"]:
     count = outputs[0].size // size
     basis = jnp.tile(jnp.eye(size, dtype=outputs.dtype), (1, count)).reshape((size, 1, *outputs.shape[1:]))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.likelihoods.base import Likelihood, Outputs, like, per_sample
+from jax_core.likelihoods.base import EachOutputAlone, Likelihood, Outputs, like, per_sample
 from jax_core.likelihoods.heteroscedastic import Heteroscedastic
 from jax_core.types import pytree
 
@@ -73,7 +73,7 @@ class Categorical:
 
 @pytree
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(EachOutputAlone):
     r"""Regression, $\tfrac12 \lVert (f - y) / \sigma \rVert^2$ and $H = \operatorname{diag}(\sigma^{-2})$.
 
     Noise that is one number enters later, as ``sigma_noise``: it scales the curvature, which needs no new pass over the
@@ -93,10 +93,6 @@ class Gaussian:
         """See :meth:`Likelihood.hessian_mv`."""
         return self._in_noise(self._in_noise(vector))
 
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
-
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         noise = jax.random.normal(key, outputs.shape, outputs.dtype)
@@ -108,7 +104,7 @@ class Gaussian:
 
 @pytree
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(EachOutputAlone):
     r"""Independent binary labels (multi-label), $H = \operatorname{diag}(w\, p (1-p))$, $p = \sigma(f)$.
 
     Attributes:
@@ -130,10 +126,6 @@ class Bernoulli:
         # sigmoid(-f) is 1 - p without its cancellation
         return (weight * y + 1.0 - y) * jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * vector
 
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
-
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
@@ -141,7 +133,7 @@ class Bernoulli:
 
 @pytree
 @dataclass(frozen=True)
-class Poisson:
+class Poisson(EachOutputAlone):
     r"""Counts with rate $e^f$: $e^f - y f$ and $H = \operatorname{diag}(e^f)$, torch's ``PoissonNLLLoss``."""
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
@@ -152,10 +144,6 @@ class Poisson:
         """See :meth:`Likelihood.hessian_mv`."""
         return jnp.exp(outputs) * vector
 
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
-
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""
         return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
@@ -163,7 +151,7 @@ class Poisson:
 
 @pytree
 @dataclass(frozen=True)
-class Unweighted:
+class Unweighted(EachOutputAlone):
     r"""No loss at all, $H = I$: the GGN becomes $\sum_i J_i^\top J_i$ and targets are ignored."""
 
     def nll(self, outputs: Outputs, target: Any) -> Float[Array, " B"]:
@@ -173,10 +161,6 @@ class Unweighted:
     def hessian_mv(self, outputs: Outputs, target: Any, vector: Outputs) -> Outputs:
         """See :meth:`Likelihood.hessian_mv`."""
         return vector
-
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""

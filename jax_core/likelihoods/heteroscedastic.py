@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.likelihoods.base import Outputs, like, per_sample
+from jax_core.likelihoods.base import EachOutputAlone, Outputs, like, per_sample
 from jax_core.types import pytree
 
 
 @pytree
 @dataclass(frozen=True)
-class Heteroscedastic:
+class Heteroscedastic(EachOutputAlone):
     r"""Means and log-variances as outputs (Nix and Weigend, 1994, doi:10.1109/ICNN.1994.374138).
 
     The last axis of the outputs holds means $\mu$, then as many logarithms $s$ of variances:
@@ -34,10 +34,6 @@ class Heteroscedastic:
         """See :meth:`Likelihood.hessian_mv`."""
         precision = jnp.exp(-parts(outputs)[1])
         return vector * jnp.concatenate([precision, jnp.full_like(precision, 0.5)], axis=-1)
-
-    def block_size(self, shape: tuple[int, ...]) -> int:
-        """Each output curves by itself."""
-        return 1
 
     def sample(self, key: Array, outputs: Outputs) -> Array:
         """See :meth:`Likelihood.sample`."""

@@ -15,7 +15,7 @@ from jax_core.tuning.families import Family, LabelFamily
 from jax_core.tuning.joint import Table, fit_temperature, loss_table, scaled_losses
 from jax_core.tuning.marginals import Marginals, marginals_on_grid
 from jax_core.tuning.optimism import effective_parameters, penalty_table, responses
-from jax_core.types import ModelFn, Params
+from jax_core.types import ArrayLike, ModelFn, Params
 
 
 class Searched(NamedTuple):
@@ -44,7 +44,7 @@ class Searched(NamedTuple):
         return self._replace(table=table, temperatures=self.temperatures[kept])
 
 
-def flat_targets(target: Array | np.ndarray, outputs: int) -> Array:
+def flat_targets(target: ArrayLike, outputs: int) -> Array:
     """One target a position: classes ``(N,)``, or numbers for its ``outputs`` outputs ``(N, K)``."""
     target = jnp.asarray(target)
     return target.reshape(-1, outputs) if jnp.issubdtype(target.dtype, jnp.inexact) else target.reshape(-1)

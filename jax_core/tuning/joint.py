@@ -9,7 +9,8 @@ like those held out, and pays on data that are not.
 
 Logits are not divided by less than a quarter of what temperature scaling alone would take, or of one. Below, the
 mean-field link only looks at the ratio of mean and deviation: its losses are as good, but those of an average over
-samples of the logits, which are then nearly one-hot, are half as much again (nine networks of digits; 1.2 times here).
+samples of the logits, which are then nearly one-hot, were 1.4 times temperature scaling's on ten networks of digits,
+and 1.2 times at a quarter.
 """
 
 from __future__ import annotations
