@@ -36,6 +36,7 @@ from bridge.weights import WeightWatch, digest
 from jax_core.data.batches import Batch
 from jax_core.data.checkpoint import Checkpoint
 from jax_core.data.passes import Cache, LoaderPasses
+from jax_core.data.trees import on_device_of
 from jax_core.fit import FitOptions, fit_curvature
 from jax_core.likelihoods import Categorical, Gaussian
 
@@ -155,7 +156,7 @@ def _fit(
         what = (model_fn, params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
-    seen = tuple(batch for _, batch in batches.kept)
+    seen = on_device_of(traced.params, tuple(batch for _, batch in batches.kept))
     return FittedModel(
         traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places, prior_factor
     )

@@ -15,6 +15,7 @@ import torch
 from bridge.parameter_order import ParameterOrder
 from bridge.tensors import to_jax, to_torch
 from bridge.wide_types import InOwnTypes
+from jax_core.data.trees import on_device_of
 from jax_core.operators import LowRank, Operator
 from jax_core.posterior import Posterior
 
@@ -150,9 +151,13 @@ def check_dense(size: int, instead: str) -> None:
         )
 
 
-@partial(jax.jit, static_argnames="product")
 def each(product: Callable[[Any, jax.Array], jax.Array], matrix: Any, rows: jax.Array) -> jax.Array:
-    """A product with each of some rows ``(N, P)``, in the core's order of weights."""
+    """A product with each of some rows ``(N, P)``, in the core's order of weights, where the matrix lies."""
+    return _each(product, matrix, on_device_of(matrix, rows))
+
+
+@partial(jax.jit, static_argnames="product")
+def _each(product: Callable[[Any, jax.Array], jax.Array], matrix: Any, rows: jax.Array) -> jax.Array:
     return jax.vmap(partial(product, matrix))(rows)
 
 
