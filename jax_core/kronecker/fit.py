@@ -137,13 +137,20 @@ def _factors(
     parts: list[Any] = []
     for leaf, total in enumerate(lefts):
         if leaf in sides:
-            (b, left), (a, right) = eigen[leaf], _eigh(sides[leaf][0])
-            parts.append(Kronecker(left, right, b[:, None] * (a / max(sides[leaf][1], 1))))
+            parts.append(_product(*eigen[leaf], *sides[leaf]))
         elif leaf in biases or total.ndim == 2:
             parts.append(Dense(*eigen[biases.get(leaf, leaf)]))
         else:
             parts.append(Diagonal(total))
     return BlockDiagonal(tuple(parts)), stream.sums
+
+
+def _product(b: Array, left: Array, gram: Array, count: int) -> Kronecker:
+    """From one factor's eigenpairs and the other's sum; the latter of a table is diagonal, and comes first."""
+    if gram.ndim == 1:
+        return Kronecker(None, left, (gram / max(count, 1))[:, None] * b)
+    a, right = _eigh(gram)
+    return Kronecker(left, right, b[:, None] * (a / max(count, 1)))
 
 
 def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array, "N N"]]:

@@ -47,8 +47,8 @@ def _described(source: Source, approximation: KfacApprox) -> str:
     dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
     found = f"{len(layers.layout.factored)} Kronecker blocks"
     found += " (kfac_approx='reduce')" if approximation == "reduce" else ""
-    found += f", {len(dense)} dense ones (of parameters that are no matrix in one product)" if dense else ""
-    return found + (f", and a diagonal for {_listed(rest)}, which meet no single product" if rest else "")
+    found += f", {len(dense)} dense ones (of parameters that are no matrix of products alone)" if dense else ""
+    return found + (f", and a diagonal for {_listed(rest)}, which are none either" if rest else "")
 
 
 def _listed(names: list[str]) -> str:

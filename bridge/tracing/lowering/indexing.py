@@ -24,9 +24,14 @@ def embedding(
 ) -> Array:
     """Rows of `weight`."""
     _refuse_frequencies(scale_grad_by_freq)
-    if padding_idx >= 0:
-        weight = weight.at[padding_idx].set(lax.stop_gradient(weight[padding_idx]))  # torch never trains that row
-    return jnp.take(weight, in_range(indices, weight.shape[0], "embedding"), axis=0, mode="fill")
+    rows = in_range(indices, weight.shape[0], "embedding")
+    if padding_idx < 0:
+        return jnp.take(weight, rows, axis=0, mode="fill")
+    padding, count = rows == padding_idx, weight.shape[0]
+    # torch never trains that row: it is not looked up, and added where it would be found
+    found = jnp.take(weight, jnp.where(padding, count, rows), axis=0, mode="fill", fill_value=0)
+    known = jnp.where((rows < count)[..., None], jnp.zeros((), weight.dtype), jnp.nan)
+    return found + jnp.where(padding[..., None], lax.stop_gradient(weight)[padding_idx], known)
 
 
 def in_range(index: Array, size: int, what: str, *, negative: bool = False) -> Array:

@@ -126,17 +126,20 @@ def test_parameters_are_sorted_by_what_they_do():
     def model(x, p):
         hidden = jnp.tanh(x @ p["w"] + p["b"])
         scaled = (hidden - hidden.mean()) * p["gain"]
-        return scaled @ p["tied"] @ p["tied"] + p["out"].sum()
+        shared = (scaled @ p["shared"] + p["twice"]) @ p["shared"] + p["twice"]
+        once = (shared @ p["again"] + p["once"]) @ p["again"]
+        return once @ p["tied"] @ p["tied"].T + p["out"].sum()
 
-    three = jnp.ones(3)
-    params = {"w": jnp.ones((4, 3)), "b": three, "gain": three, "tied": jnp.ones((3, 3)), "out": three}
+    three, square = jnp.ones(3), jnp.ones((3, 3))
+    params = {"w": jnp.ones((4, 3)), **dict.fromkeys(("b", "gain", "out", "twice", "once"), three)}
+    params |= dict.fromkeys(("tied", "shared", "again"), square)
     names = sorted(params)
     stored = find_layers(as_jit_argument(model), params, jnp.ones(4))
     assert stored.layout.factored == ()  # (in, out) is not the order of gradients
     order = find_order(model, params, jnp.ones(4))
     found = find_layers(as_jit_argument(in_order(model, order)), order.of(params), jnp.ones(4))
-    assert [names[slot.leaf] for slot in found.layout.factored] == ["w"]
-    assert [(names[bias], names[matrix]) for bias, matrix in found.biases] == [("b", "w")]
+    assert [names[slot.leaf] for slot in found.layout.factored] == ["again", "shared", "w"]
+    assert {(names[bias], names[matrix]) for bias, matrix in found.biases} == {("b", "w"), ("twice", "shared")}
 
 
 def test_a_parameter_that_meets_no_product_falls_to_a_block_and_is_named():
