@@ -55,9 +55,8 @@ class FitOptions:
             themselves, a posterior in function space, ``"gp"``.
         curvature: The GGN, ``"ggn"``, or outer products of gradients in its place, at the targets given,
             ``"empirical_fisher"``, or drawn from the model, ``"mc_fisher"``.
-        kfac_approx: Of Kronecker products, where a matrix meets several vectors of a sample (positions of a sequence,
-            of an image): each is a sample of its own, ``"expand"``, or cotangents are summed and vectors averaged over
-            them before, ``"reduce"`` (Eschenhagen et al., 2023, arXiv:2311.00636).
+        kfac_approx: Of Kronecker products, where a matrix meets several vectors of a sample: each by itself,
+            ``"expand"``, or their mean and the sum of cotangents, ``"reduce"`` (arXiv:2311.00636).
         method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
             ``"gram"``.
         rank: Eigenpairs of a low rank; as many as there are parameters at most.
@@ -197,9 +196,9 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     """The method asked for, or the cheapest; the cost model also chooses how blocks of vectors meet the data."""
     if options.structure != "lowrank":
         ordered, _ = source.in_order_of_gradients
-        how = {"approximation": options.kfac_approx, "rank": options.rank, "method": options.method}
-        low_rank = options.structure == "kron_lowrank"
-        return plan_kronecker(ordered, low_rank=low_rank, rows_bytes=options.rows_bytes, **how)
+        how = {"rank": options.rank, "method": options.method, "rows_bytes": options.rows_bytes}
+        how |= {"low_rank": options.structure == "kron_lowrank", "approximation": options.kfac_approx}
+        return plan_kronecker(ordered, **how)
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
@@ -245,10 +244,9 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
 def _kronecker(
     source: Source, structure: KroneckerStructure, options: FitOptions, plan: Plan | None, key: Array
 ) -> tuple[Operator, DataSums]:
-    how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
-    how["approximation"] = options.kfac_approx
-    exact = plan is not None and plan.method == "gram"
-    return fit_kronecker(source, structure, rank=options.rank, exact=exact, passes=options.passes, **how)
+    how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "rank": options.rank, "key": key}
+    how |= {"passes": options.passes, "exact": plan is not None and plan.method == "gram"}
+    return fit_kronecker(source, structure, approximation=options.kfac_approx, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums, float]:

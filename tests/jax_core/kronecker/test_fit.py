@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_core import FitOptions, LoaderPasses, Posterior, as_likelihood, fit_curvature, linearized_predictive
+from jax_core.gradients import hessian_rows
 from jax_core.gradients.weight_order import find_order, in_order
 from jax_core.kronecker.layers import find_layers
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
@@ -18,14 +19,14 @@ from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 STRUCTURES = ("kron", "ekfac", "kron_lowrank")
 
 
-def fit(case, structure, loss="cross_entropy", cut=4, **options):
+def fit(case, structure, loss="cross_entropy", cut=4, key=0, **options):
     target = case.targets(loss)
     batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
     how = FitOptions(structure=structure, progress=False, **options)
     passes = LoaderPasses(batches)
     passes.preload()  # so that the plan knows how many rows there are
     what = (case.model_fn, case.params, as_likelihood(loss), passes, how)
-    return fit_curvature(*what, key=jax.random.key(0))
+    return fit_curvature(*what, key=jax.random.key(key))
 
 
 def dense(operator):
@@ -178,3 +179,24 @@ def test_inputs_are_counted_once_a_sample_whatever_its_rows(x64):
     gram = case.inputs.T @ case.inputs
     turned = right.T @ gram @ right
     np.testing.assert_allclose(turned, jnp.diag(jnp.diag(turned)), atol=1e-9)
+
+
+@pytest.mark.parametrize("kfac_approx", ["expand", "reduce"])
+@pytest.mark.parametrize(("make", "loss"), [(mlp, "mse"), (attention, "cross_entropy")])
+def test_factors_of_drawn_targets_are_unbiased_at_one_row_a_sample(x64, monkeypatch, make, loss, kfac_approx):
+    rows = []
+    found = hessian_rows.loss_rows
+
+    def counted(*args):
+        rows.append(found(*args))
+        return rows[-1]
+
+    case, keys = make(), range(60)
+    exact = dense(fit(case, "kron", loss, kfac_approx=kfac_approx).curvature)
+    monkeypatch.setattr(hessian_rows, "loss_rows", counted)
+    how = {"curvature": "mc_fisher", "kfac_approx": kfac_approx}
+    drawn = np.stack([dense(fit(case, "kron", loss, cut=9, key=key, **how).curvature) for key in keys])
+    assert len(rows) == len(keys) and all(len(sample) <= len(case.inputs) for sample, _ in rows)
+    error = drawn.std(0, ddof=1) / len(keys) ** 0.5
+    assert error.max() > 1e-3
+    assert (np.abs(drawn.mean(0) - exact) <= 5 * error + 1e-9).all()
