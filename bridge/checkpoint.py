@@ -92,6 +92,7 @@ def to_bytes(la: LaplaceState) -> bytes:
     described = {
         "structure": la.options.structure,
         "of": la.options.curvature,
+        "kfac_approx": la.options.kfac_approx,
         "curvature": kinds_of(curvature),
         "subset": dataclasses.asdict(fit.subset),
         "likelihood": describe(la.likelihood),
@@ -116,12 +117,14 @@ def check_description(record: Record, la: LaplaceState) -> None:
     Raises:
         ValueError: Naming what differs.
     """
+    earlier = {"of": "ggn", "kfac_approx": "expand"}  # files of earlier versions hold no other
     for name, ours, remedy in (
         ("structure", la.options.structure, "hessian_structure"),
         ("of", la.options.curvature, "curvature"),
+        ("kfac_approx", la.options.kfac_approx, "kfac_approx"),
         ("likelihood", describe(la.likelihood), "likelihood"),
     ):
-        theirs = record.described.get(name, "ggn")  # files of earlier versions hold no other curvature
+        theirs = record.described.get(name, earlier.get(name))
         if theirs != ours:
             raise ValueError(
                 f"{record.source} holds a posterior with {remedy}={theirs!r}, this Laplace has "

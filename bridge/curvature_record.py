@@ -28,7 +28,13 @@ def arrays_of(operator: Operator) -> dict[str, Any]:
 
 
 def _fields(operator: Any) -> dict[str, Any]:
-    return {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator) if field.compare}
+    found = {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator) if field.compare}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _made(kind: str, arrays: Mapping[str, Any]) -> Any:
+    sides = {"left": None, "right": None} if kind == Kronecker.__name__ else {}  # the identity is not written
+    return _KINDS[kind](**sides | dict(arrays))
 
 
 def operator_of(kinds: Sequence[str], arrays: Mapping[str, Any]) -> Operator:
@@ -40,8 +46,8 @@ def operator_of(kinds: Sequence[str], arrays: Mapping[str, Any]) -> Operator:
     try:
         whole, *blocks = kinds
         if whole not in ("BlockLowRank", "BlockDiagonal"):
-            return _KINDS[whole](**arrays)
-        parts = tuple(_KINDS[kind](**_under(f"{i}.", arrays)) for i, kind in enumerate(blocks))
+            return _made(whole, arrays)
+        parts = tuple(_made(kind, _under(f"{i}.", arrays)) for i, kind in enumerate(blocks))
         base = BlockDiagonal(parts)
         return base if whole == "BlockDiagonal" else BlockLowRank(base, arrays["U"], arrays["s"])
     except (KeyError, TypeError, ValueError) as error:

@@ -13,13 +13,14 @@ from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
 from bridge.losses import to_loss
 from bridge.options import LinkName, one_of, spelled, whole
-from bridge.peer_options import check_structure, curvature_of
+from bridge.peer_options import check_structure, curvature_of, kfac_approx_of
 from bridge.subset import Subset, WeightSubset
 from bridge.tunable import TunableLaplace
 from bridge.wide_types import is_wide, wide_types
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.data.passes import Cache
 from jax_core.fit import FitOptions, Method, Structure
+from jax_core.kronecker import KfacApprox
 from jax_core.likelihoods import Likelihood
 
 
@@ -53,6 +54,7 @@ class Laplace(TunableLaplace):
         subnetwork_indices: Any = None,
         n_subset: int | None = None,
         curvature: Curvature | None = None,
+        kfac_approx: KfacApprox | None = None,
         method: Method = "auto",
         rank: int = 100,
         passes: int = 1,
@@ -98,6 +100,9 @@ class Laplace(TunableLaplace):
             n_subset: Of ``"gp"``.
             curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which is the default; ``"empirical_fisher"``,
                 outer products of the gradients at the targets; or ``"mc_fisher"``, at targets drawn from the model.
+            kfac_approx: Of Kronecker factors, where a weight is shared over positions of a sample (a sequence's, an
+                image's): each counts by itself, ``"expand"``, which is the default; or inputs are averaged and output
+                gradients summed over them before, ``"reduce"`` (arXiv:2311.00636).
             method: How a low rank is found: ``"nystrom"``, ``"gram"``, for ``"lowrank"`` also ``"lanczos"``,
                 ``"block_lanczos"``, ``"lobpcg"``; ``"auto"``, the cheapest by a cost model; see :attr:`plan`.
             rank: Eigenpairs of a low rank, fewer where there are fewer weights.
@@ -122,7 +127,8 @@ class Laplace(TunableLaplace):
             dict_key_x: Of batches that are mappings, an input that must be there.
             dict_key_y: Of batches that are mappings, the target; by default ``"labels"`` and the like.
             backend: laplace-torch's: the name of its class says which ``curvature`` is meant; JAX computes it.
-            backend_kwargs: laplace-torch's, of which ``stochastic=True`` asks for ``"mc_fisher"``.
+            backend_kwargs: laplace-torch's, of which ``stochastic=True`` asks for ``"mc_fisher"`` and ``kfac_approx``
+                is the option of that name.
 
         Raises:
             ValueError: For an option out of its range, named, or a model without trainable parameters.
@@ -142,6 +148,7 @@ class Laplace(TunableLaplace):
         curvature = curvature_of(curvature, backend, backend_kwargs)
         one_of("curvature", curvature, Curvature)
         how = {"structure": hessian_structure, "curvature": curvature, "method": method, "rank": rank, "passes": passes}
+        how["kfac_approx"] = kfac_approx_of(kfac_approx, backend_kwargs)
         with wide_types(is_wide(model)):  # class weights may be in float64 too
             loss = to_loss(likelihood)
         super().__init__(
@@ -222,6 +229,7 @@ class Laplace(TunableLaplace):
         """What ``print`` shows beside the model."""
         o = self.options
         shape = f"{o.structure}, method={o.method}, rank={o.rank}" if "lowrank" in o.structure else o.structure
+        shape += ", kfac_approx=reduce" if o.kfac_approx == "reduce" else ""
         covered = "" if self.subset.kind == "all" else f"{self.subset.told}, "
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
         divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"

@@ -9,6 +9,7 @@ from typing import Any
 from bridge.options import one_of, whole
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.fit import Structure
+from jax_core.kronecker import KfacApprox
 
 _KINDS: tuple[tuple[str, Curvature], ...] = (("GGN", "ggn"), ("EF", "empirical_fisher"), ("Fisher", "mc_fisher"))
 
@@ -22,11 +23,12 @@ def curvature_of(
         ValueError: For a backend that stands for none, options of one that have no meaning here, or two answers.
     """
     options = dict(backend_kwargs or {})
+    options.pop("kfac_approx", None)
     stochastic = options.pop("stochastic", False)
     if options:
         raise ValueError(
             f"backend_kwargs={sorted(options)}: JAX computes the curvature, so a backend's options have no meaning "
-            "here. Leave them out; see curvature=, method= and rank=."
+            "here. Leave them out; see curvature=, kfac_approx=, method= and rank=."
         )
     found = _kind_of("StochasticFisher") if stochastic else None
     if backend is not None:
@@ -45,6 +47,21 @@ def curvature_of(
     if curvature is not None and found not in (None, curvature):
         raise ValueError(f"curvature={curvature!r}, and the backend asks for {found!r}. Give one of them.")
     return curvature or found or "ggn"
+
+
+def kfac_approx_of(given: KfacApprox | None, backend_kwargs: Mapping[str, Any] | None = None) -> KfacApprox:
+    """The Kronecker factors that were asked for, here or in the options of curvlinops' backend.
+
+    Raises:
+        ValueError: For an unknown one, or two answers.
+    """
+    found = dict(backend_kwargs or {}).get("kfac_approx")
+    for value in (given, found):
+        if value is not None:
+            one_of("kfac_approx", value, KfacApprox)
+    if None not in (given, found) and given != found:
+        raise ValueError(f"kfac_approx={given!r}, and backend_kwargs ask for {found!r}. Give one of them.")
+    return given or found or "expand"
 
 
 def check_structure(structure: Any, n_subset: int | None) -> None:

@@ -21,7 +21,7 @@ from jax_core.data.trees import get_size
 from jax_core.fitted import Fitted
 from jax_core.frozen import FeaturePasses, split
 from jax_core.gradients.row_stream import RowStream
-from jax_core.kronecker import KroneckerStructure, fit_kronecker, plan_kronecker
+from jax_core.kronecker import KfacApprox, KroneckerStructure, fit_kronecker, plan_kronecker
 from jax_core.left_out import warn_of_left_out
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
@@ -55,6 +55,8 @@ class FitOptions:
             themselves, a posterior in function space, ``"gp"``.
         curvature: The GGN, ``"ggn"``, or outer products of gradients in its place, at the targets given,
             ``"empirical_fisher"``, or drawn from the model, ``"mc_fisher"``.
+        kfac_approx: Of Kronecker products, where a matrix meets several vectors of a sample: each by itself,
+            ``"expand"``, or their mean and the sum of cotangents, ``"reduce"`` (arXiv:2311.00636).
         method: For ``"lowrank"``: ``"auto"``, ``"lanczos"``, ``"block_lanczos"``, ``"lobpcg"``, ``"nystrom"`` or
             ``"gram"``.
         rank: Eigenpairs of a low rank; as many as there are parameters at most.
@@ -68,6 +70,7 @@ class FitOptions:
 
     structure: Structure = "lowrank"
     curvature: Curvature = "ggn"
+    kfac_approx: KfacApprox = "expand"
     method: Method = "auto"
     rank: int = 100
     passes: int = 1
@@ -77,13 +80,18 @@ class FitOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a rank below one, and a method that the structure would not look at.
+        """Refuse a rank below one, and what the structure would not look at.
 
         Raises:
             ValueError: Naming what goes with what.
         """
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose a whole number from 1.")
+        if self.kfac_approx != "expand" and self.structure not in PER_LAYER:
+            raise ValueError(
+                f"kfac_approx={self.kfac_approx!r} does not go with hessian_structure={self.structure!r}, which has no "
+                f"Kronecker factors. Leave it out, or choose one of {', '.join(map(repr, sorted(PER_LAYER)))}."
+            )
         if self.structure == "lowrank":
             return
         known = ("auto", "nystrom", "gram") if self.structure == "kron_lowrank" else ("auto",)
@@ -189,7 +197,8 @@ def make_plan(source: Source, options: FitOptions) -> Plan:
     if options.structure != "lowrank":
         ordered, _ = source.in_order_of_gradients
         how = {"rank": options.rank, "method": options.method, "rows_bytes": options.rows_bytes}
-        return plan_kronecker(ordered, low_rank=options.structure == "kron_lowrank", **how)
+        how |= {"low_rank": options.structure == "kron_lowrank", "approximation": options.kfac_approx}
+        return plan_kronecker(ordered, **how)
     if options.method == "gram":
         return Plan("gram", "rows", "asked for")
     if options.method in ("lanczos", "block_lanczos"):
@@ -235,9 +244,9 @@ def _low_rank(source: Source, options: FitOptions, plan: Plan, key: Array) -> tu
 def _kronecker(
     source: Source, structure: KroneckerStructure, options: FitOptions, plan: Plan | None, key: Array
 ) -> tuple[Operator, DataSums]:
-    how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "key": key}
-    exact = plan is not None and plan.method == "gram"
-    return fit_kronecker(source, structure, rank=options.rank, exact=exact, passes=options.passes, **how)
+    how = {"tolerance": options.tolerance, "rows_bytes": options.rows_bytes, "rank": options.rank, "key": key}
+    how |= {"passes": options.passes, "exact": plan is not None and plan.method == "gram"}
+    return fit_kronecker(source, structure, approximation=options.kfac_approx, **how)
 
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums, float]:

@@ -10,32 +10,53 @@ vector per position.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jax_core.gradients import tables
 from jax_core.types import pytree
 
 _PAIRED_OUTPUTS = range(2, 16)  # of an example: two of them share a Gram product
 
 
 class Slot(NamedTuple):
-    """A parameter leaf: where it lies in the flattened parameters, and its shape, ``(out, *in)`` of a factored one."""
+    """A parameter leaf: where it lies in the flattened parameters, and its shape, ``(out, *in)`` of a factored one.
+
+    A table, whose rows are looked up, has the shape ``(in, out)`` (see :mod:`jax_core.gradients.tables`).
+    """
 
     leaf: int
     start: int
     shape: tuple[int, ...]
     vectors: int = 1
     """Of a factored leaf: how many vectors of an example it multiplies."""
+    is_table: bool = False
 
     @property
     def size(self) -> int:
         """Elements of the leaf."""
         return math.prod(self.shape)
+
+    @property
+    def outs(self) -> int:
+        """Of a factored leaf: numbers of a cotangent."""
+        return self.shape[1 if self.is_table else 0]
+
+    @property
+    def width(self) -> int:
+        """Of a factored leaf: numbers of a vector."""
+        return self.size // max(self.outs, 1)
+
+    @property
+    def is_written(self) -> bool:
+        """Of a factored leaf: whether :meth:`FactoredRows.written` multiplies it out."""
+        return self.vectors > 1 and not self.is_table
 
     @property
     def part(self) -> slice:
@@ -44,7 +65,10 @@ class Slot(NamedTuple):
 
 
 Parts: TypeAlias = tuple[Array, tuple[Array, ...]]
-"""Vectors ``(K, P)`` cut by leaves: ``(K, Q)`` over those written out, and ``(O, K, I)`` for each factored one."""
+"""Vectors ``(K, P)`` cut by leaves: ``(K, Q)`` over those written out, ``(O, K, I)`` for each factored one.
+
+Of a table, whose shape is ``(in, out)``, it is ``(I, K, O)``.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,18 +86,18 @@ class Layout:
     @property
     def row_size(self) -> int:
         """Numbers that a row takes: those written out, and the cotangents of factored leaves."""
-        return self.plain_size + sum(slot.vectors * slot.shape[0] for slot in self.factored)
+        return self.plain_size + sum(slot.vectors * slot.outs for slot in self.factored)
 
     @property
     def written_size(self) -> int:
         """Numbers of a row whose factors are multiplied out where a matrix meets several vectors."""
-        return self.plain_size + sum(slot.size if slot.vectors > 1 else slot.shape[0] for slot in self.factored)
+        return self.plain_size + sum(s.size if s.is_written else s.vectors * s.outs for s in self.factored)
 
     @property
     def written(self) -> Layout:
         """The layout of :meth:`FactoredRows.written`."""
-        several = [Slot(slot.leaf, slot.start, slot.shape) for slot in self.factored if slot.vectors > 1]
-        return Layout((*self.plain, *several), tuple(slot for slot in self.factored if slot.vectors == 1))
+        several = [Slot(slot.leaf, slot.start, slot.shape) for slot in self.factored if slot.is_written]
+        return Layout((*self.plain, *several), tuple(slot for slot in self.factored if not slot.is_written))
 
     @property
     def factored_size(self) -> int:
@@ -115,20 +139,24 @@ class FactoredRows:
     Attributes:
         plain: Rows over the leaves that are written out.
         left: For each factored leaf the cotangents $\bar y$ of its products.
-        right: For each factored leaf the vectors $x$ that it multiplies.
+        right: For each factored leaf the vectors $x$ that it multiplies, of tables the rows ``(..., S)`` that it picks.
         layout: Which leaf is which.
     """
 
     plain: Float[Array, "... C Q"]
     left: tuple[Float[Array, "... C _S _O"], ...]
-    right: tuple[Float[Array, "... _S _I"], ...]
+    right: tuple[Float[Array, "... _S _I"] | Int[Array, "... _S"], ...]
     layout: Layout = field(metadata={"static": True})
+
+    def _each(self, *more: Sequence[Array]) -> Iterator[Any]:
+        """The factored leaves with their two factors, and what else there is of each."""
+        return zip(self.layout.factored, self.left, self.right, *more, strict=True)
 
     def written(self) -> FactoredRows:
         """The same with factors multiplied out where a matrix meets several vectors: for rows that meet many."""
         pieces, left, right = [self.plain], [], []
         for slot, own, met in zip(self.layout.factored, self.left, self.right, strict=True):
-            if slot.vectors == 1:
+            if not slot.is_written:
                 left.append(own)
                 right.append(met)
             else:
@@ -140,7 +168,10 @@ class FactoredRows:
         """``J rows^T`` for vectors cut by :meth:`Layout.split`."""
         plain, factored = parts
         total = self.plain @ plain.T
-        for left, right, stored in zip(self.left, self.right, factored, strict=True):
+        for slot, left, right, stored in self._each(factored):
+            if slot.is_table:
+                total = total + tables.times_rows(left, right, stored)
+                continue
             (batch, outputs, positions, outs), (_, vectors, width) = left.shape, stored.shape
             pushed = right.reshape(-1, width) @ stored.reshape(-1, width).T  # (B * S, O * K)
             flat = left.reshape(batch, outputs, positions * outs)
@@ -152,7 +183,10 @@ class FactoredRows:
         plain, factored = image
         plain = plain + jnp.einsum("bck,bcq->kq", weights, self.plain)
         added = []
-        for left, right, part in zip(self.left, self.right, factored, strict=True):
+        for slot, left, right, part in self._each(factored):
+            if slot.is_table:
+                added.append(tables.add_back(left, right, part, weights))
+                continue
             rows = right.reshape(-1, right.shape[-1])  # (B * S, I)
             mixed = jnp.einsum("bcso,bck->bsok", left, weights).reshape(len(rows), -1)
             added.append(part + (mixed.T @ rows).reshape(part.shape))
@@ -161,7 +195,10 @@ class FactoredRows:
     def gram(self) -> Float[Array, "B C C"]:
         r"""$J J^\top$ of each example."""
         total = grams(self.plain)
-        for left, right in zip(self.left, self.right, strict=True):
+        for slot, left, right in self._each():
+            if slot.is_table:
+                total = total + tables.gram(left, right, jnp.ones(slot.shape, left.dtype))
+                continue
             mixed = jnp.einsum("bsi,bti,bcto->bcso", right, right, left)
             flat = left.reshape(*left.shape[:2], -1)
             total = total + mixed.reshape(flat.shape) @ jnp.swapaxes(flat, -1, -2)
@@ -170,7 +207,10 @@ class FactoredRows:
     def dense(self) -> Float[Array, "B C P"]:
         """All rows written out."""
         batch, outputs = self.plain.shape[:2]
-        outer = [jnp.einsum("bcso,bsi->bcoi", left, right) for left, right in zip(self.left, self.right, strict=True)]
+        outer = [
+            tables.written(left, right, slot.width) if slot.is_table else jnp.einsum("bcso,bsi->bcoi", left, right)
+            for slot, left, right in self._each()
+        ]
         factored = tuple(o.reshape(-1, *o.shape[2:]).swapaxes(0, 1) for o in outer)
         parts = (self.plain.reshape(batch * outputs, -1), factored)
         return self.layout.join(parts).reshape(batch, outputs, -1)

@@ -36,8 +36,8 @@ def is_outer(layout: Layout, outputs: int) -> bool:
     """Whether this way is open, and cheaper than rows."""
     if not layout.factored:
         return False
-    widths = [layout.plain_size, *(slot.shape[0] for slot in layout.factored)]
-    return all(slot.vectors == 1 for slot in layout.factored) and max(widths) <= _WIDE * outputs
+    widths = [layout.plain_size, *(slot.outs for slot in layout.factored)]
+    return all(slot.vectors == 1 and not slot.is_table for slot in layout.factored) and max(widths) <= _WIDE * outputs
 
 
 class OuterStream(Stream):

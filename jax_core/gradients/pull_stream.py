@@ -45,7 +45,7 @@ class Visit(Protocol):
         Args:
             carry: Before.
             extra: Arrays that every step needs.
-            right: The vectors ``(B, S, I)`` of each factored leaf.
+            right: The vectors ``(B, S, I)`` of each factored leaf, or the rows ``(B, S)`` of a table.
             counted: Which examples count, ``(B,)``; the rest pads the chunk.
         """
         ...
@@ -141,7 +141,7 @@ def _in_turn(
 @cached_by_shape
 def plan_chunk(model_fn: ModelFn, params: Params, example: Any, *, layout: Layout) -> int:
     """Examples that are linearised at once."""
-    vectors = sum(slot.vectors * slot.size // slot.shape[0] for slot in layout.factored)
+    vectors = sum(slot.vectors * (1 if slot.is_table else slot.width) for slot in layout.factored)
     forward = max(1, forward_cost(model_fn, params, example).bytes)
     row = max(1, 4 * (layout.row_size + vectors))
     if platform() != "cpu":

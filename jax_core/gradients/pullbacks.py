@@ -47,10 +47,8 @@ class Pullbacks:
         return jax.vmap(one)(self.own, cotangents)
 
 
-def linearize(
-    model_fn: ModelFn, params: Params, inputs: Any, layout: Layout
-) -> tuple[Pullbacks, list[Float[Array, "B S I"]]]:
-    """The pullbacks of a batch, and the vectors that its factored leaves multiply. Traceable."""
+def linearize(model_fn: ModelFn, params: Params, inputs: Any, layout: Layout) -> tuple[Pullbacks, list[Array]]:
+    """The pullbacks of a batch, and the vectors ``(B, S, I)`` (rows of tables) of its factored leaves. Traceable."""
     trees: list[Any] = []
 
     def one(x: Any) -> tuple[list[Array], list[Array]]:

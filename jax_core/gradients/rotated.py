@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_core.gradients import tables
 from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
 from jax_core.gradients.jacobians import Sides, Worth, by_cost
 from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection
 from jax_core.types import pytree
 
-LeafBasis: TypeAlias = tuple[Array, ...]
-"""Of a leaf: ``()`` for its coordinates, ``(V,)``, or the two sides of a Kronecker product."""
+LeafBasis: TypeAlias = tuple[Array | None, ...]
+"""Of a leaf: ``()`` for its coordinates, ``(V,)``, or the two sides of a Kronecker product, ``None`` the identity."""
 
 
 @pytree
@@ -49,7 +51,9 @@ class Coordinates:
             weights = layout.split(weights[None])
         return cls(
             tuple(bases[slot.leaf] for slot in layout.plain),
-            tuple(bases[slot.leaf] for slot in layout.factored),
+            tuple(
+                bases[s.leaf][::-1] if s.is_table else bases[s.leaf] for s in layout.factored
+            ),  # cotangents', vectors'
             weights,
             None if columns is None else layout.split(columns.T),
         )
@@ -72,11 +76,11 @@ class Coordinates:
 
     def rotate_left(self, left: Sequence[Array]) -> tuple[Array, ...]:
         """The cotangents of rows."""
-        return tuple(part @ basis[0] if basis else part for part, basis in zip(left, self.factored, strict=True))
+        return tuple(map(partial(_turned, side=0), left, self.factored))
 
     def rotate_right(self, right: Sequence[Array]) -> tuple[Array, ...]:
         """The vectors of examples, which all their rows share."""
-        return tuple(part @ basis[1] if basis else part for part, basis in zip(right, self.factored, strict=True))
+        return tuple(map(partial(_turned, side=1), right, self.factored))
 
     def gram(self, rotated: FactoredRows) -> Float[Array, "B C C"] | None:
         """The quadratic form of rotated rows under the weights, example by example."""
@@ -86,8 +90,10 @@ class Coordinates:
             return self.weights * rotated.gram()
         plain, factored = self.weights
         total = grams(rotated.plain * jnp.sqrt(plain[0]))
-        for left, right, weights in zip(rotated.left, rotated.right, factored, strict=True):
-            total = total + _weighted_gram(left, right, weights[:, 0])
+        slots = rotated.layout.factored
+        for slot, left, right, weights in zip(slots, rotated.left, rotated.right, factored, strict=True):
+            form = tables.gram if slot.is_table else _weighted_gram
+            total = total + form(left, right, weights[:, 0])
         return total
 
 
@@ -95,8 +101,10 @@ def squares(rotated: FactoredRows) -> Parts:
     """The sum of squares of all rows, coordinate by coordinate, cut like one vector."""
     plain = jnp.square(rotated.plain).sum((0, 1))[None]
     factored = []
-    for left, right in zip(rotated.left, rotated.right, strict=True):
-        if right.shape[1] == 1:
+    for slot, left, right in zip(rotated.layout.factored, rotated.left, rotated.right, strict=True):
+        if slot.is_table:
+            total = tables.squares(left, right, slot.width)
+        elif right.shape[1] == 1:
             total = jnp.einsum("bco,bi->oi", jnp.square(left[:, :, 0]), jnp.square(right[:, 0]))
         else:
             total = jnp.square(jnp.einsum("bcso,bsi->bcoi", left, right)).sum((0, 1))
@@ -114,7 +122,9 @@ def worth_rotating(kronecker: tuple[bool, ...] | None) -> Worth:
         return by_cost
 
     def worth(leaf: int, sides: Sides) -> bool:
-        vectors, outs, width, count = sides
+        vectors, outs, width, count, is_table, _ = sides
+        if is_table:
+            return kronecker[leaf]
         fewer = vectors * (width**2 + count * outs**2) < count * outs * width * (outs + width)
         return kronecker[leaf] and (vectors == 1 or fewer)
 
@@ -138,11 +148,23 @@ def _bases(basis: BlockDiagonal | Kronecker) -> list[LeafBasis]:
 
 def _rotate_plain(rows: Float[Array, "*B N"], basis: LeafBasis) -> Float[Array, "*B N"]:
     if len(basis) < 2:
-        return rows @ basis[0] if basis else rows
-    outs, width = basis[0].shape[0], basis[1].shape[0]
-    flat = rows.reshape(-1, width) @ basis[1]  # (B * O, I): one product of matrices
+        return _turned(rows, basis, 0)
+    outs, width = _sides(basis, rows.shape[-1])
+    flat = _turned(rows.reshape(-1, width), basis, 1)  # (B * O, I): one product of matrices
+    if basis[0] is None:
+        return flat.reshape(rows.shape)
     turned = jnp.einsum("boi,op->bpi", flat.reshape(-1, outs, width), basis[0])
     return turned.reshape(rows.shape)
+
+
+def _turned(part: Array, basis: LeafBasis, side: int) -> Array:
+    matrix = basis[side] if basis else None
+    return part if matrix is None else part @ matrix
+
+
+def _sides(basis: LeafBasis, size: int) -> tuple[int, int]:
+    outs, width = (None if side is None else side.shape[0] for side in basis)
+    return outs or size // (width or 1), width or size // (outs or 1)
 
 
 def _weighted_gram(

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from jax_core.gradients.products import Product, run_watched
+from jax_core.gradients.product import Product
+from jax_core.gradients.products import run_watched
 from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
 
@@ -87,18 +88,22 @@ def in_order(model_fn: ModelFn, order: Order) -> ModelFn:
 
 
 def find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
-    """The order of gradients, from the shapes of one example; leaves that are no matrix of one product stay."""
+    """The order of gradients, from the shapes of one example; leaves that are no matrix of products alone stay."""
     return _find_order(as_jit_argument(model_fn), params, example)
 
 
 @cached_by_shape
 def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
-    leaves, found = jax.tree.leaves(params), {}
+    leaves = jax.tree.leaves(params)
+    found: dict[int, set[tuple[int, ...]]] = {}
+    lost: set[int] = set()
 
     def note(product: Product) -> Array:
-        found[product.leaf] = (*product.out_axes, *product.in_axes)
+        stored = tuple(range(len(product.axes)))
+        found.setdefault(product.leaf, set()).add(stored if product.is_table else product.axes)
         return product.result
 
     matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size}
-    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note), example, params)
-    return Order(tuple(found.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
+    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note, None, lost.add), example, params)
+    chosen = {leaf: next(iter(axes)) for leaf, axes in found.items() if len(axes) == 1 and leaf not in lost}
+    return Order(tuple(chosen.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))

@@ -2,5 +2,6 @@
 
 from jax_core.kronecker.fit import KroneckerStructure, fit_kronecker
 from jax_core.kronecker.plan import plan_kronecker
+from jax_core.kronecker.steps import KfacApprox
 
-__all__ = ["KroneckerStructure", "fit_kronecker", "plan_kronecker"]
+__all__ = ["KfacApprox", "KroneckerStructure", "fit_kronecker", "plan_kronecker"]

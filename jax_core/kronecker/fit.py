@@ -2,7 +2,8 @@ r"""From rows of a curvature to Kronecker blocks, and to what is exact in their 
 
 For a matrix that meets vectors $x_{ns}$ the block of $G = \sum_n J_n^\top H_n J_n$ is close to $B \otimes A$ with
 $B = \sum_{ns} \bar y_{ns} \bar y_{ns}^\top$ over the rows of $G$ and $A = \tfrac{1}{NS} \sum_{ns} x_{ns} x_{ns}^\top$
-(Martens and Grosse, 2015, arXiv:1503.05671; over positions "expand" of Eschenhagen et al., 2023, arXiv:2311.00636). In
+(Martens and Grosse, 2015, arXiv:1503.05671; over positions this is "expand" of Eschenhagen et al., 2023,
+arXiv:2311.00636; "reduce" has $\sum_s \bar y_{ns}$ and the mean of $x_{ns}$ in their place, one of each a sample). In
 the eigenvectors' coordinates the exact diagonal of $G$ is no worse (George et al., 2018, arXiv:1806.03884), and beside
 the leading eigenvectors of the whole of $G$, which know of all layers, it is what they leave out.
 """
@@ -23,9 +24,9 @@ from jax_core.data.trees import get_size
 from jax_core.gradients.factored import Layout
 from jax_core.gradients.jacobians import find_layout
 from jax_core.gradients.rotated import Coordinates, kronecker_leaves, worth_rotating
-from jax_core.kronecker.layers import Layers, find_layers
+from jax_core.kronecker.layers import find_layers
 from jax_core.kronecker.some_batches import SomeBatches
-from jax_core.kronecker.steps import AddFactors, AddRotated
+from jax_core.kronecker.steps import AddFactors, AddRotated, KfacApprox
 from jax_core.lowrank import gram, nystrom
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
 from jax_core.operators.projection import Projection
@@ -44,6 +45,7 @@ def fit_kronecker(
     source: Source,
     structure: KroneckerStructure,
     *,
+    approximation: KfacApprox,
     rank: int,
     exact: bool,
     passes: int,
@@ -57,6 +59,7 @@ def fit_kronecker(
         source: The model and its data.
         structure: ``"kron"``, the factors' products; ``"ekfac"``, the exact diagonal in their coordinates;
             ``"kron_lowrank"``, the leading eigenpairs of the whole and that diagonal of what they leave out.
+        approximation: Of the factors, where a matrix meets several vectors of a sample.
         rank: Eigenpairs of the last.
         exact: Take them from the Gram matrix of all rows, which are few.
         passes: Passes over the data of the sketch otherwise.
@@ -74,12 +77,13 @@ def fit_kronecker(
     elif exact:
         tolerance = 0.0
     if structure != "kron_lowrank":
-        blocks, sums = _factors(source, layers, tolerance, own_biases=False)
+        blocks, sums = _factors(source, AddFactors(layers, approximation), tolerance, own_biases=False)
         if structure == "kron":
             return blocks, sums
         diagonal, _, sums = _rotated(source, blocks, tolerance, None)
         return blocks.with_spectrum(diagonal), sums
-    blocks, _ = _factors(_some(source), layers, tolerance, own_biases=True)  # a basis alone, which may be an estimate
+    visit = AddFactors(layers, approximation)
+    blocks, _ = _factors(_some(source), visit, tolerance, own_biases=True)  # a basis alone, which may be an estimate
     if exact:
         stream = source.rows(tolerance, repeated=True)
         rows = stream.matrix(rows_bytes)
@@ -120,24 +124,33 @@ def _with_rest(blocks: BlockDiagonal, low: Any, diagonal: Float[Array, " P"]) ->
     return BlockLowRank(blocks.with_spectrum(jnp.maximum(rest, 0.0)), low.U, low.s)
 
 
-def _factors(source: Source, layers: Layers, tolerance: float, *, own_biases: bool) -> tuple[BlockDiagonal, DataSums]:
+def _factors(
+    source: Source, visit: AddFactors, tolerance: float, *, own_biases: bool
+) -> tuple[BlockDiagonal, DataSums]:
     """One pass for the factors of all matrices, and the blocks of all else."""
-    visit = AddFactors(layers)
+    layers = visit.layers
     stream = source.pulls(tolerance, "both factors")
     lefts, grams = stream.fold(visit, visit.start(source.dtype))
     samples, biases = stream.sums.samples, {} if own_biases else dict(layers.biases)
-    sides = {s.leaf: (a, samples * s.vectors) for s, a in zip(layers.layout.factored, grams, strict=True)}
+    sides = {s.leaf: (a, samples * visit.count(s)) for s, a in zip(layers.layout.factored, grams, strict=True)}
     eigen = {leaf: _eigh(lefts[leaf]) for leaf in range(len(lefts)) if lefts[leaf].ndim == 2 and leaf not in biases}
     parts: list[Any] = []
     for leaf, total in enumerate(lefts):
         if leaf in sides:
-            (b, left), (a, right) = eigen[leaf], _eigh(sides[leaf][0])
-            parts.append(Kronecker(left, right, b[:, None] * (a / max(sides[leaf][1], 1))))
+            parts.append(_product(*eigen[leaf], *sides[leaf]))
         elif leaf in biases or total.ndim == 2:
             parts.append(Dense(*eigen[biases.get(leaf, leaf)]))
         else:
             parts.append(Diagonal(total))
     return BlockDiagonal(tuple(parts)), stream.sums
+
+
+def _product(b: Array, left: Array, gram: Array, count: int) -> Kronecker:
+    """From one factor's eigenpairs and the other's sum; the latter of a table is diagonal, and comes first."""
+    if gram.ndim == 1:
+        return Kronecker(None, left, (gram / max(count, 1))[:, None] * b)
+    a, right = _eigh(gram)
+    return Kronecker(left, right, b[:, None] * (a / max(count, 1)))
 
 
 def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array, "N N"]]:

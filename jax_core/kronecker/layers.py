@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 from jaxtyping import Array
 
 from jax_core.gradients.factored import Layout, Slot
-from jax_core.gradients.jacobians import find_layout
-from jax_core.gradients.products import Product, run_watched
+from jax_core.gradients.jacobians import Sides, find_layout
+from jax_core.gradients.product import Product
+from jax_core.gradients.products import run_watched
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import cached_by_shape
 
@@ -48,17 +50,26 @@ class Layers:
 @cached_by_shape
 def find_layers(model_fn: ModelFn, params: Params, example: Any) -> Layers:
     """Sort the leaves, from the shapes of one example; parameters in the order of gradients."""
-    layout = find_layout(model_fn, params, example, lambda leaf, sides: max(sides.outs, sides.width) <= _MOST_SIDE)
-    outs = {slot.leaf: slot.shape[0] for slot in layout.factored}
-    found: dict[int, int] = {}
+    layout = find_layout(model_fn, params, example, _diagonalised)
+    outs = {slot.leaf: slot.outs for slot in layout.factored}
+    uses: Counter[int] = Counter()
+    added: dict[int, list[int]] = {}
+    lost: set[int] = set()
+
+    def count(product: Product) -> Array:
+        uses[product.leaf] += 1
+        return product.result
 
     def note(offset: int, matrix: int) -> None:
-        found[offset] = matrix
+        added.setdefault(offset, []).append(matrix)
 
-    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, set(outs), _unchanged, note), example, params)
+    jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, set(outs), count, note, lost.add), example, params)
     sizes = {slot.leaf: slot.size for slot in layout.plain}
-    return Layers(layout, tuple((leaf, matrix) for leaf, matrix in found.items() if sizes.get(leaf) == outs[matrix]))
+    found = [(leaf, met[0]) for leaf, met in added.items() if leaf not in lost and set(met) == {met[0]}]
+    each = [pair for pair in found if len(added[pair[0]]) == uses[pair[1]]]  # wherever the matrix is used
+    return Layers(layout, tuple((leaf, matrix) for leaf, matrix in each if sizes.get(leaf) == outs[matrix]))
 
 
-def _unchanged(product: Product) -> Array:
-    return product.result
+def _diagonalised(leaf: int, sides: Sides) -> bool:
+    """Whether both factors of a matrix can be; that of a table's inputs is diagonal."""
+    return (sides.outs if sides.is_table else max(sides.outs, sides.width)) <= _MOST_SIDE

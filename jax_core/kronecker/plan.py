@@ -6,22 +6,26 @@ import jax
 
 from jax_core.data.trees import get_size
 from jax_core.kronecker.layers import find_layers
+from jax_core.kronecker.steps import KfacApprox
 from jax_core.lowrank.plan import Plan, choose
 from jax_core.source import Source, problem_of
 from jax_core.xla.chunks import example_shapes
 
 
-def plan_kronecker(source: Source, *, low_rank: bool, rank: int, method: str, rows_bytes: int) -> Plan:
+def plan_kronecker(
+    source: Source, *, low_rank: bool, approximation: KfacApprox, rank: int, method: str, rows_bytes: int
+) -> Plan:
     """The plan of a Kronecker structure, whose parameters are in the order of gradients.
 
     Args:
         source: The model and its data.
         low_rank: Whether a low rank is taken out before.
+        approximation: Of the factors.
         rank: Its eigenpairs; as many as there are parameters at most.
         method: ``"gram"``, ``"nystrom"``, or ``"auto"``: the first where rows are few.
         rows_bytes: Memory for all rows.
     """
-    layers = _described(source)
+    layers = _described(source, approximation)
     if not low_rank:
         return Plan("factors", "rows", f"{layers}.")
     size = get_size(source.params)
@@ -34,7 +38,7 @@ def plan_kronecker(source: Source, *, low_rank: bool, rank: int, method: str, ro
     return Plan("gram" if exact else "nystrom", "rows", reason)
 
 
-def _described(source: Source) -> str:
+def _described(source: Source, approximation: KfacApprox) -> str:
     """Which parameters have Kronecker blocks, and which do not, for a plan."""
     layers = find_layers(source.model_fn, source.params, example_shapes(source.passes.peek().input))
     paths = jax.tree_util.tree_flatten_with_path(source.params)[0]
@@ -42,8 +46,9 @@ def _described(source: Source) -> str:
     plain = layers.layout.plain
     dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
     found = f"{len(layers.layout.factored)} Kronecker blocks"
-    found += f", {len(dense)} dense ones (of parameters that are no matrix in one product)" if dense else ""
-    return found + (f", and a diagonal for {_listed(rest)}, which meet no single product" if rest else "")
+    found += " (kfac_approx='reduce')" if approximation == "reduce" else ""
+    found += f", {len(dense)} dense ones (of parameters that are no matrix of products alone)" if dense else ""
+    return found + (f", and a diagonal for {_listed(rest)}, which are none either" if rest else "")
 
 
 def _listed(names: list[str]) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jax_core.gradients.factored import FactoredRows, Layout, Parts
+from jax_core.gradients.factored import FactoredRows, Layout, Parts, Slot
 from jax_core.gradients.rotated import Coordinates, squares
 from jax_core.kronecker.layers import Layers
+
+KfacApprox: TypeAlias = Literal["expand", "reduce"]
+"""What the positions that share a matrix are to its factors: samples of their own, or one together."""
 
 Sides: TypeAlias = tuple[list[Array], list[Array]]
 """Sums of cotangents in the order of leaves, and of vectors in that of the factored ones."""
@@ -19,9 +22,14 @@ Sides: TypeAlias = tuple[list[Array], list[Array]]
 
 @dataclass(frozen=True)
 class AddFactors:
-    r"""$\sum_s \bar y_s \bar y_s^\top$ and $\sum_s x_s x_s^\top$ of each matrix, else the block or its diagonal."""
+    r"""$\sum_s \bar y_s \bar y_s^\top$ and $\sum_s x_s x_s^\top$ of each matrix, else the block or its diagonal.
+
+    Reduced, an example has one of each: the sum of its cotangents, and the mean of its vectors. Of a table's vectors
+    the sum is diagonal, the numbers of times that each row is looked up.
+    """
 
     layers: Layers
+    approximation: KfacApprox = "expand"
 
     @property
     def layout(self) -> Layout:
@@ -30,17 +38,33 @@ class AddFactors:
 
     def start(self, dtype: Any) -> Sides:
         """Zeros."""
-        outs = {slot.leaf: slot.shape[0] for slot in self.layout.factored}
+        outs = {slot.leaf: slot.outs for slot in self.layout.factored}
         sides = [(outs.get(slot.leaf, slot.size), slot) for slot in self.layers.slots]
         written = [slot.leaf in outs or self.layers.is_dense(slot) for slot in self.layers.slots]
         left = [jnp.zeros((n, n) if w else n, dtype) for (n, _), w in zip(sides, written, strict=True)]
-        return left, [jnp.zeros((slot.shape[1],) * 2, dtype) for slot in self.layout.factored]
+        return left, [jnp.zeros((s.width,) if s.is_table else (s.width, s.width), dtype) for s in self.layout.factored]
 
     def share(self, carry: Sides, extra: None, right: list[Array], counted: Bool[Array, " B"]) -> tuple[Sides, None]:
         """The vectors' share, which counts each example once, whatever its rows."""
         lefts, grams = carry
-        flat = [jnp.where(counted[:, None, None], part, 0.0).reshape(-1, part.shape[-1]) for part in right]
-        return (lefts, [total + part.T @ part for total, part in zip(grams, flat, strict=True)]), None
+        added = []
+        for slot, total, part in zip(self.layout.factored, grams, right, strict=True):
+            if slot.is_table:
+                share = jnp.broadcast_to(counted[:, None], part.shape).astype(total.dtype)
+                added.append(total.at[part].add(share, mode="drop"))
+                continue
+            part = part.mean(1, keepdims=True) if self.is_reduced(slot) else part
+            flat = jnp.where(counted[:, None, None], part, 0.0).reshape(-1, part.shape[-1])
+            added.append(total + flat.T @ flat)
+        return (lefts, added), None
+
+    def count(self, slot: Slot) -> int:
+        """Vectors of a factored leaf in an example's share."""
+        return 1 if self.is_reduced(slot) else slot.vectors
+
+    def is_reduced(self, slot: Slot) -> bool:
+        """Whether an example has one cotangent and one vector; a table's factor would be no diagonal then."""
+        return self.approximation == "reduce" and not slot.is_table
 
     def add(self, carry: Sides, extra: None, shared: None, plain: Array, left: list[Array]) -> Sides:
         """The cotangents' share."""
@@ -51,7 +75,7 @@ class AddFactors:
             added[slot.leaf] = own.T @ own if self.layers.is_dense(slot) else jnp.square(own).sum(0)
             start += slot.size
         for slot, part in zip(self.layout.factored, left, strict=True):
-            own = part.reshape(-1, part.shape[-1])
+            own = part.sum(1) if self.is_reduced(slot) else part.reshape(-1, part.shape[-1])
             added[slot.leaf] = own.T @ own
         return [total + added[leaf] for leaf, total in enumerate(lefts)], grams
 

@@ -90,20 +90,34 @@ def _kronecker(first: Kronecker, second: Kronecker) -> Kronecker:
     return Kronecker(left, right, jnp.where(_is_product(first) & _is_product(second), product, diagonal))
 
 
-def _summed_factor(first: Kronecker, second: Kronecker, side: int) -> tuple[Array, Array]:
-    """Eigenpairs of both partial traces' sum."""
+def _summed_factor(first: Kronecker, second: Kronecker, side: int) -> tuple[Array, Array | None]:
+    """Eigenpairs of both partial traces' sum; that of two diagonal ones is diagonal."""
+
+    def sums(operator: Kronecker) -> Array:
+        return operator.eigenvalues.sum(0 if side else 1)
 
     def partial_trace(operator: Kronecker) -> Array:
         basis = operator.right if side else operator.left
-        return (basis * operator.eigenvalues.sum(0 if side else 1)) @ basis.T
+        return jnp.diag(sums(operator)) if basis is None else (basis * sums(operator)) @ basis.T
 
+    if all((operator.right if side else operator.left) is None for operator in (first, second)):
+        return sums(first) + sums(second), None
     values, vectors = jnp.linalg.eigh(partial_trace(first) + partial_trace(second))
     return jnp.maximum(values, 0.0), vectors
 
 
-def _diagonal_in(operator: Kronecker, left: Array, right: Array) -> Array:
+def _diagonal_in(operator: Kronecker, left: Array | None, right: Array | None) -> Array:
     """The diagonal in the coordinates of two other bases."""
-    return jnp.square(left.T @ operator.left) @ operator.eigenvalues @ jnp.square(right.T @ operator.right).T
+    rows, columns = _overlaps(left, operator.left), _overlaps(right, operator.right)
+    inner = operator.eigenvalues if rows is None else rows @ operator.eigenvalues
+    return inner if columns is None else inner @ columns.T
+
+
+def _overlaps(basis: Array | None, own: Array | None) -> Array | None:
+    """Squared products of two bases' vectors, ``None`` where both are the identity."""
+    if basis is None:
+        return None if own is None else jnp.square(own)
+    return jnp.square(basis.T if own is None else basis.T @ own)
 
 
 def _is_product(operator: Kronecker) -> Array:

@@ -23,11 +23,12 @@ class Kronecker(Spectral, ShortRepr):
     r"""$(L \otimes R) \operatorname{diag}(w) (L \otimes R)^\top$ with orthogonal $L$, $R$, over matrices in C order.
 
     A product of factors $B \otimes A$ has $w_{ij} = b_i a_j$ (Martens and Grosse, 2015, arXiv:1503.05671); with other
-    eigenvalues in the same basis it is the one of EKFAC (George et al., 2018, arXiv:1806.03884).
+    eigenvalues in the same basis it is the one of EKFAC (George et al., 2018, arXiv:1806.03884). A side that is
+    ``None`` is the identity: one whose factor is diagonal, however large.
     """
 
-    left: Float[Array, "M M"]
-    right: Float[Array, "N N"]
+    left: Float[Array, "M M"] | None
+    right: Float[Array, "N N"] | None
     eigenvalues: Float[Array, "M N"]
 
     @property
@@ -52,12 +53,16 @@ class Kronecker(Spectral, ShortRepr):
     @full_precision
     def rotate(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """Rows in coordinates of the eigenvectors."""
-        return (self.left.T @ self._as_matrices(rows) @ self.right).reshape(rows.shape)
+        inner = self._as_matrices(rows)
+        inner = inner if self.left is None else self.left.T @ inner
+        return (inner if self.right is None else inner @ self.right).reshape(rows.shape)
 
     @full_precision
     def rotate_back(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """Undo :meth:`rotate`."""
-        return (self.left @ self._as_matrices(rows) @ self.right.T).reshape(rows.shape)
+        inner = self._as_matrices(rows)
+        inner = inner if self.left is None else self.left @ inner
+        return (inner if self.right is None else inner @ self.right.T).reshape(rows.shape)
 
     def _as_matrices(self, rows: Array) -> Array:
         return rows.reshape(*rows.shape[:-1], *self.eigenvalues.shape)
@@ -88,16 +93,26 @@ class Kronecker(Spectral, ShortRepr):
         if found is None:
             raise ValueError("This order of a Kronecker product's rows belongs to no Kronecker product.")
         swapped, left, right = found
-        if swapped:
-            return Kronecker(self.right[right], self.left[left], self.eigenvalues.T)
-        return Kronecker(self.left[left], self.right[right], self.eigenvalues)
+        values = self._in_order(self.eigenvalues, left, right)
+        sides = (
+            None if self.left is None else self.left[left],
+            None if self.right is None else self.right[right],
+        )
+        return Kronecker(sides[1], sides[0], values.T) if swapped else Kronecker(*sides, values)
+
+    def _in_order(self, rotated: Float[Array, "M N *B"], left: np.ndarray, right: np.ndarray) -> Array:
+        """Coordinates after an order of both sides: along an identity they move with the rows."""
+        rotated = rotated[left] if self.left is None else rotated
+        return rotated[:, right] if self.right is None else rotated
 
     def permute_rotated(self, rows: Float[Array, "P *B"], positions: Int[Any, " P"]) -> Float[Array, "P *B"]:
         """Coordinates along the eigenvectors in the order that they have after :meth:`permute`."""
         found = self._sides(positions)
-        if found is None or not found[0]:
+        if found is None or (not found[0] and None not in (self.left, self.right)):
             return rows
-        return jnp.swapaxes(rows.reshape(*self.eigenvalues.shape, *rows.shape[1:]), 0, 1).reshape(rows.shape)
+        swapped, left, right = found
+        moved = self._in_order(rows.reshape(*self.eigenvalues.shape, *rows.shape[1:]), left, right)
+        return (jnp.swapaxes(moved, 0, 1) if swapped else moved).reshape(rows.shape)
 
     def _sides(self, positions: Int[Any, " P"]) -> tuple[bool, np.ndarray, np.ndarray] | None:
         """Whether an order swaps the sides, and the orders of each, if it mixes nothing."""
@@ -118,7 +133,8 @@ class Kronecker(Spectral, ShortRepr):
     @full_precision
     def entries(self) -> Float[Array, " P"]:
         """The diagonal."""
-        return (jnp.square(self.left) @ self.eigenvalues @ jnp.square(self.right).T).reshape(-1)
+        inner = self.eigenvalues if self.left is None else jnp.square(self.left) @ self.eigenvalues
+        return (inner if self.right is None else inner @ jnp.square(self.right).T).reshape(-1)
 
     @full_precision
     def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:

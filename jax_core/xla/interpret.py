@@ -15,10 +15,14 @@ Visit: TypeAlias = Callable[[Any, list[Any], Callable[[], list[Any]]], list[Any]
 
 
 class Tracked(NamedTuple):
-    """A value with a label that follows it as long as it is used once; elsewhere it is its value alone."""
+    """A value with a label that follows it as long as it is used once; elsewhere it is its value alone.
+
+    A shared label follows its value to each of its uses.
+    """
 
     label: Any
     value: Any
+    shared: bool = False
 
 
 def value_of(operand: Any) -> Any:
@@ -35,7 +39,9 @@ def interpret(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], visit
     def read(atom: Any) -> Any:
         if isinstance(atom, Literal):
             return atom.val
-        return value_of(values[atom]) if uses[atom] > 1 else values[atom]
+        value = values[atom]
+        followed = uses[atom] == 1 or (isinstance(value, Tracked) and value.shared)
+        return value if followed else value_of(value)
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bridge.curvature_record import arrays_of, kinds_of, operator_of
-from jax_core.operators import Dense, Diagonal, LowRank, Operator, Symmetric
+from jax_core.operators import BlockDiagonal, Dense, Diagonal, Kronecker, LowRank, Operator, Symmetric
 
 
 def operators() -> list[Operator]:
@@ -18,6 +18,8 @@ def operators() -> list[Operator]:
         known,
         Dense.from_matrix(matrix),  # of files in which "full" was kept as its eigenpairs
         Diagonal(jnp.arange(5.0)),
+        Kronecker(None, jnp.ones((1, 1)), jnp.arange(5.0)[:, None]),  # of a table
+        BlockDiagonal((Kronecker(jnp.eye(2), None, jnp.ones((2, 2))), Diagonal(jnp.ones(1)))),
         LowRank(jnp.eye(5)[:, :2], jnp.ones(2), jnp.zeros(())),
     ]
 

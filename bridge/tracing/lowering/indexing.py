@@ -1,4 +1,4 @@
-"""Reading and writing by index: gather, scatter, embeddings, masks, sorting."""
+"""Reading and writing by index: gather, scatter, masks, sorting."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ from bridge.tracing.errors import OutOfRangeError
 from bridge.tracing.lowering.registry import lowers
 
 aten = torch.ops.aten
-
-
-@lowers(aten.embedding.default)
-def embedding(
-    weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
-) -> Array:
-    """Rows of `weight`."""
-    _refuse_frequencies(scale_grad_by_freq)
-    if padding_idx >= 0:
-        weight = weight.at[padding_idx].set(lax.stop_gradient(weight[padding_idx]))  # torch never trains that row
-    return jnp.take(weight, in_range(indices, weight.shape[0], "embedding"), axis=0, mode="fill")
 
 
 def in_range(index: Array, size: int, what: str, *, negative: bool = False) -> Array:
@@ -48,45 +37,6 @@ def in_range(index: Array, size: int, what: str, *, negative: bool = False) -> A
                 f"takes {low} to {size - 1} here."
             )
     return index if negative else jnp.where(index < 0, size, index)  # JAX would count from the end
-
-
-def _refuse_frequencies(scale_grad_by_freq: bool) -> None:
-    if scale_grad_by_freq:
-        raise NotImplementedError(
-            "scale_grad_by_freq=True divides gradients by how often an index occurs in the batch, which is no "
-            "derivative of what forward computes. Switch it off: module.scale_grad_by_freq = False."
-        )
-
-
-@lowers(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag_forward_only.default)
-def embedding_bag(
-    weight: Array,
-    indices: Array,
-    offsets: Array,
-    scale_grad_by_freq: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    per_sample_weights: Array | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> tuple[Array, Array, Array, Array]:
-    """The sum (mode 0), mean (1) or maximum (2) of the rows in each bag."""
-    _refuse_frequencies(scale_grad_by_freq)
-    bags = offsets.shape[0] - include_last_offset
-    owner = jnp.searchsorted(offsets[:bags], jnp.arange(indices.shape[0]), side="right") - 1
-    kept = jnp.ones(indices.shape, bool) if padding_idx is None or padding_idx < 0 else indices != padding_idx
-    rows = jnp.take(weight, in_range(indices, weight.shape[0], "embedding_bag"), axis=0, mode="fill")
-    rows = rows if per_sample_weights is None else rows * per_sample_weights[:, None]
-    counts = jnp.zeros(bags, weight.dtype).at[owner].add(kept.astype(weight.dtype))[:, None]
-    if mode == 2:
-        low = jnp.full((bags, weight.shape[1]), -jnp.inf, weight.dtype)
-        out = low.at[owner].max(jnp.where(kept[:, None], rows, -jnp.inf))
-        out = jnp.where(counts > 0, out, 0)
-    else:
-        out = jnp.zeros((bags, weight.shape[1]), weight.dtype).at[owner].add(jnp.where(kept[:, None], rows, 0))
-        out = out / jnp.maximum(counts, 1) if mode == 1 else out
-    # the other three results serve torch's backward pass alone
-    return out, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
 
 
 @lowers(aten.index.Tensor)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_core import FitOptions, LoaderPasses, Posterior, as_likelihood, fit_curvature, linearized_predictive
+from jax_core.gradients import hessian_rows
 from jax_core.gradients.weight_order import find_order, in_order
 from jax_core.kronecker.layers import find_layers
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
@@ -18,14 +19,14 @@ from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 STRUCTURES = ("kron", "ekfac", "kron_lowrank")
 
 
-def fit(case, structure, loss="cross_entropy", cut=4, **options):
+def fit(case, structure, loss="cross_entropy", cut=4, key=0, **options):
     target = case.targets(loss)
     batches = [(case.inputs[i : i + cut], target[i : i + cut]) for i in range(0, len(case.inputs), cut)]
     how = FitOptions(structure=structure, progress=False, **options)
     passes = LoaderPasses(batches)
     passes.preload()  # so that the plan knows how many rows there are
     what = (case.model_fn, case.params, as_likelihood(loss), passes, how)
-    return fit_curvature(*what, key=jax.random.key(0))
+    return fit_curvature(*what, key=jax.random.key(key))
 
 
 def dense(operator):
@@ -126,17 +127,20 @@ def test_parameters_are_sorted_by_what_they_do():
     def model(x, p):
         hidden = jnp.tanh(x @ p["w"] + p["b"])
         scaled = (hidden - hidden.mean()) * p["gain"]
-        return scaled @ p["tied"] @ p["tied"] + p["out"].sum()
+        shared = (scaled @ p["shared"] + p["twice"]) @ p["shared"] + p["twice"]
+        once = (shared @ p["again"] + p["once"]) @ p["again"]
+        return once @ p["tied"] @ p["tied"].T + p["out"].sum()
 
-    three = jnp.ones(3)
-    params = {"w": jnp.ones((4, 3)), "b": three, "gain": three, "tied": jnp.ones((3, 3)), "out": three}
+    three, square = jnp.ones(3), jnp.ones((3, 3))
+    params = {"w": jnp.ones((4, 3)), **dict.fromkeys(("b", "gain", "out", "twice", "once"), three)}
+    params |= dict.fromkeys(("tied", "shared", "again"), square)
     names = sorted(params)
     stored = find_layers(as_jit_argument(model), params, jnp.ones(4))
     assert stored.layout.factored == ()  # (in, out) is not the order of gradients
     order = find_order(model, params, jnp.ones(4))
     found = find_layers(as_jit_argument(in_order(model, order)), order.of(params), jnp.ones(4))
-    assert [names[slot.leaf] for slot in found.layout.factored] == ["w"]
-    assert [(names[bias], names[matrix]) for bias, matrix in found.biases] == [("b", "w")]
+    assert [names[slot.leaf] for slot in found.layout.factored] == ["again", "shared", "w"]
+    assert {(names[bias], names[matrix]) for bias, matrix in found.biases} == {("b", "w"), ("twice", "shared")}
 
 
 def test_a_parameter_that_meets_no_product_falls_to_a_block_and_is_named():
@@ -175,3 +179,24 @@ def test_inputs_are_counted_once_a_sample_whatever_its_rows(x64):
     gram = case.inputs.T @ case.inputs
     turned = right.T @ gram @ right
     np.testing.assert_allclose(turned, jnp.diag(jnp.diag(turned)), atol=1e-9)
+
+
+@pytest.mark.parametrize("kfac_approx", ["expand", "reduce"])
+@pytest.mark.parametrize(("make", "loss"), [(mlp, "mse"), (attention, "cross_entropy")])
+def test_factors_of_drawn_targets_are_unbiased_at_one_row_a_sample(x64, monkeypatch, make, loss, kfac_approx):
+    rows = []
+    found = hessian_rows.loss_rows
+
+    def counted(*args):
+        rows.append(found(*args))
+        return rows[-1]
+
+    case, keys = make(), range(60)
+    exact = dense(fit(case, "kron", loss, kfac_approx=kfac_approx).curvature)
+    monkeypatch.setattr(hessian_rows, "loss_rows", counted)
+    how = {"curvature": "mc_fisher", "kfac_approx": kfac_approx}
+    drawn = np.stack([dense(fit(case, "kron", loss, cut=9, key=key, **how).curvature) for key in keys])
+    assert len(rows) == len(keys) and all(len(sample) <= len(case.inputs) for sample, _ in rows)
+    error = drawn.std(0, ddof=1) / len(keys) ** 0.5
+    assert error.max() > 1e-3
+    assert (np.abs(drawn.mean(0) - exact) <= 5 * error + 1e-9).all()

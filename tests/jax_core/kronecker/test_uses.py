@@ -1,0 +1,125 @@
+"""Each use of a matrix is a position of its Kronecker block, by the definition of both approximations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_core import Posterior, linearized_predictive
+from jax_core.operators import Kronecker
+from tests.cases import Case, dense_ggn, dense_jacobian, sample_loss
+from tests.jax_core.kronecker.test_fit import dense, fit, slices
+
+
+def _plain(met, result):
+    return result
+
+
+def siamese(x, p, tap=_plain):
+    """One trunk for two inputs, with its bias."""
+
+    def trunk(half):
+        return jnp.tanh(tap(half, half @ p["w"] + p["b"]))
+
+    return (trunk(x[:4]) - 2.0 * trunk(x[4:])) @ p["out"]
+
+
+def applied_twice(x, p, tap=_plain):
+    """A layer of several positions, and again behind itself."""
+    rows = x.reshape(2, 4)
+    hidden = jnp.tanh(tap(rows, rows @ p["w"] + p["b"]))
+    return tap(hidden, hidden @ p["w"] + p["b"]).sum(0) @ p["out"]
+
+
+def recurrent(x, p, tap=_plain):
+    """A cell that is called step by step."""
+    state = jnp.ones(4)
+    for at in x.reshape(4, 2):
+        state = jnp.tanh(tap(state, state @ p["w"] + p["b"]) + jnp.concatenate([at, at]))
+    return state @ p["out"]
+
+
+def case(model):
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    params = {name: jax.random.normal(next(keys), s) for name, s in {"w": (4, 4), "b": (4,), "out": (4, 3)}.items()}
+    return Case(model.__name__, model, params, jax.random.normal(next(keys), (7, 8)), 3)
+
+
+def factors(one, kfac_approx):
+    """Written down: the sums of both outer products over samples, and over uses and positions or before them."""
+    gradients, inputs = 0.0, 0.0
+    for x, target in zip(one.inputs, one.targets("cross_entropy"), strict=True):
+        met = []
+
+        def note(vectors, result, met=met):
+            met.append(jnp.atleast_2d(vectors))
+            return result
+
+        output = one.model_fn(x, one.params, note)
+        sizes = np.cumsum([0, *map(len, met)])
+
+        def probed(probe, x=x, sizes=sizes):
+            start = iter(sizes)
+
+            def add(_, result, probe=probe, start=start):
+                at = next(start)
+                return result + probe[at : at + jnp.atleast_2d(result).shape[0]].reshape(result.shape)
+
+            return one.model_fn(x, one.params, add)
+
+        cotangents = jax.jacrev(probed)(jnp.zeros((sizes[-1], 4)))  # (C, S, O)
+        vectors = jnp.concatenate(met)
+        if kfac_approx == "reduce":
+            cotangents, vectors = cotangents.sum(1, keepdims=True), vectors.mean(0, keepdims=True)
+        hessian = jax.hessian(sample_loss("cross_entropy"))(output, target)
+        gradients += jnp.einsum("cso,cd,dsp->op", cotangents, hessian, cotangents)
+        inputs += vectors.T @ vectors / len(vectors) / len(one.inputs)
+    return inputs, gradients
+
+
+@pytest.mark.parametrize("kfac_approx", ["expand", "reduce"])
+@pytest.mark.parametrize("model", [siamese, applied_twice, recurrent])
+def test_the_block_is_the_product_of_both_factors(x64, model, kfac_approx):
+    one = case(model)
+    found = fit(one, "kron", kfac_approx=kfac_approx).curvature
+    inputs, gradients = factors(one, kfac_approx)
+    part, at = found.parts[2], slices(one)
+    assert isinstance(part, Kronecker)
+    np.testing.assert_allclose(dense(part), jnp.kron(inputs, gradients), atol=1e-10)
+    np.testing.assert_allclose(dense(found)[at[0], at[0]], gradients, atol=1e-10)  # of its bias
+
+
+@pytest.mark.parametrize("model", [siamese, applied_twice, recurrent])
+def test_ekfac_has_the_exact_diagonal_in_the_factors_coordinates(x64, model):
+    one = case(model)
+    found = fit(one, "ekfac").curvature
+    turned = found.rotate(found.rotate(dense_ggn(one, "cross_entropy")).T)
+    np.testing.assert_allclose(found.spectrum, jnp.diag(turned), atol=1e-10)
+    inputs, gradients = factors(one, "expand")
+    for side, factor in ((found.parts[2].left, inputs), (found.parts[2].right, gradients)):
+        inner = side.T @ factor @ side
+        np.testing.assert_allclose(inner, jnp.diag(jnp.diag(inner)), atol=1e-10)
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "kron_lowrank"])
+@pytest.mark.parametrize("model", [siamese, applied_twice, recurrent])
+def test_predictions_are_those_of_the_operator(x64, structure, model):
+    one = case(model)
+    curvature = fit(one, structure, rank=3).curvature
+    covariance = jnp.linalg.inv(dense(curvature) + 2 * jnp.eye(curvature.size))
+    rows = dense_jacobian(one)
+    posterior = Posterior.create(one.params, curvature, jnp.asarray(2.0))
+    found = linearized_predictive(one.model_fn, posterior)(one.inputs)
+    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+
+
+def test_a_table_that_is_also_the_decoder_stays_a_dense_block_and_is_counted(x64):
+    def tied(x, p):
+        return jnp.tanh(p["table"][x] @ p["w"]).mean(0) @ p["table"].T
+
+    params = {"table": jax.random.normal(jax.random.key(0), (3, 4)), "w": jnp.eye(4)}
+    inputs = jax.random.randint(jax.random.key(1), (7, 5), 0, 3)
+    result = fit(Case("tied", tied, params, inputs, 3), "kron")
+    assert "1 Kronecker blocks, 1 dense ones" in result.plan.reason
+    exact = dense_ggn(Case("tied", tied, params, inputs, 3), "cross_entropy")
+    np.testing.assert_allclose(dense(result.curvature)[:12, :12], exact[:12, :12], atol=1e-10)
