@@ -11,6 +11,7 @@ import torch
 
 from bridge.tensors import to_jax, to_torch
 from bridge.wide_types import wide_types
+from jax_core.xla.pullback import PullBack
 
 
 def wants_gradient(inputs: Any) -> bool:
@@ -18,14 +19,14 @@ def wants_gradient(inputs: Any) -> bool:
     return torch.is_grad_enabled() and any(leaf.requires_grad for leaf in jax.tree.leaves(inputs))
 
 
-def differentiable(function: Callable[[Any], Any], inputs: Any, arrays: Any) -> Any:
-    """``function`` of a tree of JAX arrays, so that torch can differentiate the result once by the tensors behind them.
+def differentiable(function: Callable[[Any], tuple[Any, PullBack]], inputs: Any, arrays: Any) -> Any:
+    """What a function of JAX arrays gives, so that torch can differentiate it once by the tensors behind them.
 
     The backward pass is the vector-Jacobian product of the function itself, curvature and all; a second derivative is
     refused.
 
     Args:
-        function: From arrays to a tree of arrays.
+        function: From arrays to a tree of arrays and its pull-back, see :mod:`jax_core.xla.pullback`.
         inputs: Tensors; integers among them get no gradient.
         arrays: The same values as arrays that ``function`` takes.
     """
@@ -62,34 +63,26 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: Any, arrays: Any, parts: list[Any], *leaves: torch.Tensor) -> Any:
-        floating = [leaf.is_floating_point() for leaf in leaves]
-        fixed, structure = jax.tree.flatten(arrays)
-
-        def of_floating(*given: jax.Array) -> tuple[jax.Array, ...]:
-            moving = iter(given)
-            merged = [next(moving) if f else leaf for f, leaf in zip(floating, fixed, strict=True)]
-            outputs, shape = jax.tree.flatten(function(jax.tree.unflatten(structure, merged)))
-            parts.append(shape)
-            return tuple(outputs)
-
-        outputs, ctx.pull = jax.vjp(of_floating, *[leaf for f, leaf in zip(floating, fixed, strict=True) if f])
-        ctx.wide = jax.config.read("jax_enable_x64")
-        ctx.floating, ctx.dtypes = floating, [out.dtype for out in outputs]
+        outputs, ctx.pull = function(arrays)
+        found, shape = jax.tree.flatten(outputs)
+        parts.append(shape)
+        ctx.shape, ctx.wide = shape, jax.config.read("jax_enable_x64")
+        ctx.floating, ctx.dtypes = [leaf.is_floating_point() for leaf in leaves], [out.dtype for out in found]
         ctx.like = [(leaf.device, leaf.dtype) for leaf in leaves]
         ctx.save_for_backward(*leaves)
         first = leaves[0]
         dtype = first.dtype if first.is_floating_point() else None
         # copies: a result may be written to in place, and the backward pass may hold the arrays
-        return tuple(to_torch(out).to(device=first.device, dtype=dtype, copy=True) for out in outputs)
+        return tuple(to_torch(out).to(device=first.device, dtype=dtype, copy=True) for out in found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         with wide_types(ctx.wide):  # torch calls this outside of the method that made the graph
-            given = tuple(
+            given = [
                 jnp.asarray(to_jax(cotangent.detach().contiguous())).astype(dtype)
                 for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
-            )
-            pulled = iter(ctx.pull(given))
+            ]
+            pulled = iter(ctx.pull(jax.tree.unflatten(ctx.shape, given)))
             gradients = [
                 to_torch(next(pulled)).to(*like) if floating else None
                 for floating, like in zip(ctx.floating, ctx.like, strict=True)

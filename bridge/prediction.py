@@ -125,32 +125,68 @@ def prediction_from_gaussian(
         return Probabilities(as_jit_argument(named), logit_temperature, layout.core_shape)
     if isinstance(likelihood, Bernoulli):
         return LabelProbabilities(logit_temperature)
-    return mean_and_variance if variances else _unchanged
+    return mean_and_variance if variances else unchanged
 
 
-def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
+def unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
+    """Mean and covariance as they are."""
     return outputs
 
 
-def prediction_from_samples(
-    likelihood: Likelihood, layout: OutputLayout, *, logit_temperature: float = 1.0
-) -> Callable[[jax.Array], Any]:
-    """What turns sampled outputs ``(S, B, *core_shape)`` into probabilities, or means and variances, in its shape."""
+@pytree
+@dataclass(frozen=True)
+class JointInModelShape:
+    """Mean and joint covariance ``(B, C, B, C)`` in the model's shape and order."""
 
-    def predict(samples: jax.Array) -> Any:
-        probabilities = mean_probabilities(likelihood, samples, logit_temperature)
+    layout: OutputLayout = field(metadata={"static": True})
+
+    def __call__(self, outputs: GaussianOutputs) -> tuple[jax.Array, jax.Array]:
+        """The mean and the covariance."""
+        return self.layout.to_model(outputs.mean), self.layout.covariance_to_model(outputs.covariance, 1, 3)
+
+
+@pytree
+@dataclass(frozen=True)
+class SamplesInModelShape:
+    """Sampled outputs ``(S, B, *core_shape)`` in the model's shape."""
+
+    layout: OutputLayout = field(metadata={"static": True})
+
+    def __call__(self, samples: jax.Array) -> jax.Array:
+        """``(S, B, *shape)``."""
+        return self.layout.to_model(samples, lead=2)
+
+
+@pytree
+@dataclass(frozen=True)
+class OfSamples:
+    """Probabilities, or means and variances, of sampled outputs ``(S, B, *core_shape)``, in the model's shape.
+
+    Attributes:
+        likelihood: The class of the outputs' likelihood.
+        temperature: Of the logits.
+        layout: Of the outputs.
+    """
+
+    likelihood: type[Likelihood] = field(metadata={"static": True})
+    temperature: jax.Array | float
+    layout: OutputLayout = field(metadata={"static": True})
+
+    def __call__(self, samples: jax.Array) -> Any:
+        """The prediction."""
+        probabilities = mean_probabilities(self.likelihood, samples, self.temperature)
         if probabilities is not None:
-            return layout.to_model(probabilities)
-        return layout.to_model(samples.mean(0)), layout.to_model(_variance(samples))
-
-    return predict
+            return self.layout.to_model(probabilities)
+        return self.layout.to_model(samples.mean(0)), self.layout.to_model(_variance(samples))
 
 
-def mean_probabilities(likelihood: Likelihood, samples: jax.Array, logit_temperature: float) -> jax.Array | None:
+def mean_probabilities(
+    likelihood: type[Likelihood], samples: jax.Array, logit_temperature: jax.Array | float
+) -> jax.Array | None:
     """Probabilities ``(B, *core_shape)`` averaged over sampled logits; ``None`` where outputs are no logits."""
-    if isinstance(likelihood, Categorical):
+    if issubclass(likelihood, Categorical):
         return jax.nn.softmax(samples / logit_temperature, axis=-1).mean(0)
-    return jax.nn.sigmoid(samples / logit_temperature).mean(0) if isinstance(likelihood, Bernoulli) else None
+    return jax.nn.sigmoid(samples / logit_temperature).mean(0) if issubclass(likelihood, Bernoulli) else None
 
 
 def _variance(samples: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,15 +17,19 @@ from bridge.options import LinkName, PredictionType
 from bridge.placement import compiling_for, place_of
 from bridge.prediction import (
     InModelShape,
+    JointInModelShape,
+    OfSamples,
+    SamplesInModelShape,
     checked_inputs,
     prediction_from_gaussian,
-    prediction_from_samples,
     to_torch_like,
+    unchanged,
 )
-from jax_core.data.batches import padded
+from jax_core.gradients.walk import OfBatches
 from jax_core.likelihoods import Bernoulli, Categorical
 from jax_core.posterior import Posterior
 from jax_core.predictive import joint_predictive, linearized_predictive, marginal_predictive, sampled_predictive
+from jax_core.predictive.sampled import OfDraws
 from jax_core.xla.compiled import as_jit_argument
 
 JACOBIAN_BYTES = 2**30  # of one example
@@ -52,13 +57,9 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
     if request.joint and is_regression(fit) and request.pred_type != "nn":
         return distribution(fit, posterior, x, joint=True, backprop=request.backprop)
     if request.pred_type == "nn":
-        drawn = {"key": request.key, "num_samples": request.num_samples}
-        average = prediction_from_samples(likelihood, layout, logit_temperature=request.logit_temperature)
-
-        def push(model_fn: Any, inputs: Any) -> Any:
-            return average(sampled_predictive(model_fn, posterior, **drawn)(inputs))
-
-        return _pushed(fit, x, push, backprop=request.backprop)
+        average = OfSamples(type(likelihood), request.logit_temperature, layout)
+        drawn = {"key": request.key, "num_samples": request.num_samples, "finish": average}
+        return _pushed(fit, x, partial(sampled_predictive, posterior=posterior, **drawn), backprop=request.backprop)
     variances = request.variances or _too_large(fit, x)
     link = link_for(request.link)
     how = (link, request.key, request.num_samples)
@@ -66,39 +67,31 @@ def predict(fit: FittedModel, posterior: Posterior, x: Any, request: Request) ->
         likelihood, layout, *how, logit_temperature=request.logit_temperature, variances=variances
     )
     last = InModelShape(as_jit_argument(inner), layout)
-    predictive = _predictive_for(fit, link, variances=variances)
-
-    def push_linearized(model_fn: Any, inputs: Any) -> Any:
-        return predictive(model_fn, posterior, finish=last)(inputs)
-
+    predictive = partial(_predictive_for(fit, link, variances=variances), posterior=posterior, finish=last)
     # the noise of a Monte Carlo link is drawn for the batch as it is
-    return _pushed(fit, x, push_linearized, backprop=request.backprop, cut=None if link == "mc" else _cut)
+    return _pushed(fit, x, predictive, backprop=request.backprop, cut=None if link == "mc" else _cut)
 
 
 def sampled_outputs(
     fit: FittedModel, posterior: Posterior, x: Any, *, key: jax.Array, num_samples: int, backprop: bool = False
 ) -> Any:
     """Outputs ``(S, B, *shape)`` of the network itself at weights drawn from the posterior."""
-
-    def push(model_fn: Any, inputs: Any) -> jax.Array:
-        drawn = sampled_predictive(model_fn, posterior, key=key, num_samples=num_samples)(inputs)
-        return fit.layout.to_model(drawn, lead=2)
-
-    return _pushed(fit, x, push, backprop=backprop, cut=_cut_samples)
+    drawn = {"key": key, "num_samples": num_samples, "finish": SamplesInModelShape(fit.layout)}
+    predictive = partial(sampled_predictive, posterior=posterior, **drawn)
+    return _pushed(fit, x, predictive, backprop=backprop, cut=_cut_samples)
 
 
 def distribution(
     fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool, backprop: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance of the outputs for a batch of tensors; the mean in the model's shape."""
-    layout = fit.layout
-
-    def push(model_fn: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        predictive, axes = (joint_predictive, (1, 3)) if joint else (linearized_predictive, (1, 2))
-        mean, covariance = predictive(model_fn, posterior)(inputs)
-        return layout.to_model(mean), layout.covariance_to_model(covariance, *axes)
-
-    return _pushed(fit, x, push, backprop=backprop, cut=_cut_joint if joint else _cut)
+    if joint:
+        predictive = partial(joint_predictive, posterior=posterior, finish=JointInModelShape(fit.layout))
+        return _pushed(fit, x, predictive, backprop=backprop, cut=_cut_joint)
+    whole = InModelShape(as_jit_argument(unchanged), fit.layout)
+    return _pushed(
+        fit, x, partial(linearized_predictive, posterior=posterior, finish=whole), backprop=backprop, cut=_cut
+    )
 
 
 def _few_sizes(count: int) -> int:
@@ -110,40 +103,33 @@ def _cut(found: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[:count], found)
 
 
-def _cut_joint(found: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
+def _cut_joint(found: tuple[torch.Tensor, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
     mean, covariance = found
     return mean[:count], covariance[:count, :, :count]
 
 
-def _cut_samples(found: jax.Array, count: int) -> jax.Array:
+def _cut_samples(found: torch.Tensor, count: int) -> torch.Tensor:
     return found[:, :count]
 
 
 def _pushed(
     fit: FittedModel,
     x: Any,
-    push: Callable[[Any, Any], Any],
+    predictive: Callable[[Any], OfBatches | OfDraws],
     *,
     backprop: bool = False,
     cut: Callable[[Any, int], Any] | None = _cut,
 ) -> Any:
-    """What ``push(head, features)`` gives for a batch of tensors, as tensors like it.
+    """What a predictive of a model gives for a batch of tensors, as tensors like it.
 
     Before it is differentiated, a batch is filled up to one of few sizes where ``cut`` can take its examples out of
     what comes back.
     """
     first = jax.tree.leaves(x)[0]
-    inputs = checked_inputs(fit.traced, x)
+    checked = checked_inputs(fit.traced, x)
     with compiling_for(place_of(fit.traced.params)):
         if wants_gradient(x) and backprop:
-            count = first.shape[0]
-            missing = 0 if cut is None else _few_sizes(count) - count
-
-            def function(given: Any) -> Any:
-                found = push(fit.model_fn, padded(given, missing))
-                return cut(found, count) if missing and cut is not None else found
-
-            return _as_of_one(fit, first, differentiable(function, x, inputs))
+            return _as_of_one(fit, first, _differentiable(fit, x, predictive(fit.model_fn), cut))
         if wants_gradient(x):
             warnings.warn(
                 "The input requires a gradient, and predictions of this Laplace approximation are not differentiable "
@@ -151,8 +137,34 @@ def _pushed(
                 "predict under torch.no_grad().",
                 stacklevel=5,
             )
-        result = to_torch_like(first, push(fit.split.head, fit.features(inputs)))
+        result = to_torch_like(first, predictive(fit.split.head)(fit.features(checked)))
     return _as_of_one(fit, first, result)
+
+
+def _differentiable(
+    fit: FittedModel, x: Any, function: OfBatches | OfDraws, cut: Callable[[Any, int], Any] | None
+) -> Any:
+    """A function of a batch of tensors as torch can differentiate it: by programs for few sizes of batches."""
+    count = jax.tree.leaves(x)[0].shape[0]
+
+    def of(batch: Any) -> Any:
+        return differentiable(function.with_pullback, batch, checked_inputs(fit.traced, batch))
+
+    if cut is None or count == 0:
+        return of(x)
+    if cut is not _cut:
+        return cut(of(_filled(x, _few_sizes(count) - count)), count)
+    size = min(function.piece(checked_inputs(fit.traced, x)), _few_sizes(count))
+    whole = _filled(x, -count % size)
+    parts = [of(jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole)) for i in range(0, count, size)]
+    return cut(parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: torch.cat(leaves), *parts), count)
+
+
+def _filled(batch: Any, missing: int) -> Any:
+    """A batch with its last example repeated."""
+    if not missing:
+        return batch
+    return jax.tree.map(lambda leaf: torch.cat([leaf, leaf[-1:].expand(missing, *leaf.shape[1:])]), batch)
 
 
 def _as_of_one(fit: FittedModel, first: torch.Tensor, result: Any) -> Any:

@@ -123,7 +123,7 @@ def _sampled_losses(
 
 def _averaged(fit: FittedModel, logit_temperature: float, samples: jax.Array) -> Any:
     """Predictions in the core's shape from sampled outputs."""
-    probabilities = mean_probabilities(fit.loss.likelihood, samples, logit_temperature)
+    probabilities = mean_probabilities(type(fit.loss.likelihood), samples, logit_temperature)
     return moments(samples) if probabilities is None else probabilities
 
 

@@ -20,6 +20,7 @@ from bridge.tensors import to_jax
 from bridge.tracing.errors import TraceError
 from bridge.tracing.inputs import Signature
 from bridge.tracing.interpreter import compile_steps, fixed_nodes, run_steps
+from bridge.tracing.known import Known, described
 from bridge.tracing.lowering import logical
 from bridge.tracing.outputs import plain
 from bridge.tracing.wide import overflows
@@ -102,7 +103,7 @@ def to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
     return {name: to_jax(tensor.detach().clone()) for name, tensor in tensors.items()}
 
 
-def graph_function(program: ExportedProgram, binding: Binding, signature: Signature) -> Callable[..., Any]:
+def graph_function(program: ExportedProgram, binding: Binding, signature: Signature) -> Known:
     """The pure function `function(buffers, params, *inputs)` of an exported graph."""
     covered = {placeholder for placeholder, name in binding.names.items() if name in binding.params}
     steps, is_wide = compile_steps(program.graph, fixed_nodes(program.graph, covered)), overflows(program.graph)
@@ -123,7 +124,8 @@ def graph_function(program: ExportedProgram, binding: Binding, signature: Signat
         run_steps(steps, values)
         return [logical(values[item.name]) if isinstance(item, torch.fx.Node) else item for item in outputs]
 
-    return function
+    names = binding.inputs, binding.names, sorted(binding.params)
+    return Known(function, described(steps, is_wide, outputs, template, names, signature))
 
 
 def _in_64_bits(compute: Callable[[], list[Any]], values: dict[str, Any]) -> list[Any]:

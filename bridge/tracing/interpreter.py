@@ -158,7 +158,7 @@ def _function(node: fx.Node) -> Callable[..., Any]:
     if target is aten.sym_size.int:
         return _sym_size
     if target is aten.sym_numel.default:
-        return lambda x: logical(x).size
+        return _sym_numel
     if callable(target) and getattr(target, "__module__", "") in ("_operator", "math", "builtins", "torch"):
         return target  # arithmetic on sizes, which are plain numbers here
     if target is aten._local_scalar_dense.default or target is aten.item.default:
@@ -190,6 +190,10 @@ def _spelled(target: Any) -> str:
 
 def _getitem(values: Any, index: int) -> Any:
     return values[index]
+
+
+def _sym_numel(x: Any) -> int:
+    return logical(x).size
 
 
 def _sym_size(x: Any, dim: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bridge.tracing.errors import BatchSizeError, TraceError
 from bridge.tracing.inputs import Inputs, InputSpec, Signature, make_signature
+from bridge.tracing.known import Known, described
 from bridge.tracing.repeatable import Observed
 from bridge.tracing.traced_model import TracedModel
 
@@ -54,7 +55,8 @@ def _refusing(traced: TracedModel, inputs: Inputs, reason: str) -> TracedModel:
         return function(buffers, params, *given)
 
     sizes = dataclasses.replace(traced.batch, refused=(*traced.batch.refused, (1, reason)))
-    return dataclasses.replace(traced, function=checked, batch=sizes)
+    known = Known(checked, described("refusing", traced.function, reason))
+    return dataclasses.replace(traced, function=known, batch=sizes)
 
 
 def joined(traced: TracedModel, alone: TracedModel, inputs: Inputs, size: int) -> TracedModel:
@@ -70,7 +72,8 @@ def joined(traced: TracedModel, alone: TracedModel, inputs: Inputs, size: int) -
 
     buffers = {**{names[name]: value for name, value in alone.buffers.items()}, **traced.buffers}
     sizes = dataclasses.replace(traced.batch, carried=(*traced.batch.carried, size))
-    return dataclasses.replace(traced, buffers=buffers, function=function, batch=sizes)
+    known = Known(function, described("joined", traced.function, alone.function, names, sorted(traced.buffers), size))
+    return dataclasses.replace(traced, buffers=buffers, function=known, batch=sizes)
 
 
 def _is_shared(traced: TracedModel, alone: TracedModel, name: str) -> bool:

@@ -9,16 +9,20 @@ Layers whose matrices meet few vectors of an example stay in factors there (see 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
+from jax_core.gradients.walk import OfBatches
 from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
-from jax_core.types import ModelFn
+from jax_core.types import ModelFn, pytree
 from jax_core.xla.compiled import as_jit_argument
+from jax_core.xla.precision import full_precision
 
 
 class GaussianOutputs(NamedTuple):
@@ -34,7 +38,7 @@ class GaussianOutputs(NamedTuple):
 
 def linearized_predictive(
     model_fn: ModelFn, posterior: Posterior, finish: Callable[[GaussianOutputs], Any] | None = None
-) -> Callable[[Any], Any]:
+) -> OfBatches:
     """Make the function from a batch of inputs to mean and exact covariance of the outputs.
 
     Args:
@@ -50,7 +54,9 @@ def linearized_predictive(
     return map_projected(model_fn, posterior.mean, posterior.subspace, Partial(_from_projected, ending, values))
 
 
-def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any], GaussianOutputs]:
+def joint_predictive(
+    model_fn: ModelFn, posterior: Posterior, finish: Callable[[GaussianOutputs], Any] | None = None
+) -> OfBatches:
     r"""Make the function from a batch of inputs to mean ``(B, C)`` and joint covariance ``(B, C, B, C)``.
 
     $\operatorname{cov}(f_a(x_i), f_b(x_j)) = J_{ia} \Sigma J_{jb}^\top$: what averages, differences and rankings of
@@ -59,15 +65,31 @@ def joint_predictive(model_fn: ModelFn, posterior: Posterior) -> Callable[[Any],
     Args:
         model_fn: ``model_fn(input, params)`` for one example.
         posterior: Of any structure.
+        finish: Applied to mean and joint covariance. By default they are returned.
     """
-    rows_of = map_jacobians(model_fn, posterior.mean, _pair)
+    rows_of = map_jacobians(model_fn, posterior.mean, _pair, fitted=True)
+    ending = as_jit_argument(finish or _unchanged)
+    return OfBatches(lambda example: _Joint(rows_of.bind(example), posterior.output_form, ending))
 
-    def predict(inputs: Any) -> GaussianOutputs:
-        mean, rows = rows_of(inputs)
-        flat = posterior.output_covariance(rows.reshape(-1, rows.shape[-1]))
-        return GaussianOutputs(mean, flat.reshape(*mean.shape, *mean.shape))
 
-    return predict
+@pytree
+@dataclass(frozen=True)
+class _Joint:
+    """All outputs of a batch together, from the rows of all."""
+
+    rows_of: Callable[[Any], tuple[Array, Array]]
+    form: Callable[[Array], Array]
+    finish: Callable[[GaussianOutputs], Any]
+
+    def __call__(self, inputs: Any) -> Any:
+        return _joined(self.form, self.finish, *self.rows_of(inputs))
+
+
+@jax.jit
+@full_precision
+def _joined(form: Callable[[Array], Array], finish: Callable[[GaussianOutputs], Any], mean: Array, rows: Array) -> Any:
+    flat = form(rows.reshape(-1, rows.shape[-1]))
+    return finish(GaussianOutputs(mean, flat.reshape(*mean.shape, *mean.shape)))
 
 
 def _pair(outputs: Array, rows: Array) -> tuple[Array, Array]:

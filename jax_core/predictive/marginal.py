@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jax_core.gradients.walk import OfBatches
 from jax_core.posterior import Posterior
 from jax_core.predictive.linearized import GaussianOutputs
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from jax_core.xla.precision import full_precision
@@ -22,7 +24,7 @@ _ROWS = 8  # outputs whose gradients are held at once
 
 def marginal_predictive(
     model_fn: ModelFn, posterior: Posterior, finish: Callable[[GaussianOutputs], Any] | None = None
-) -> Callable[[Any], Any]:
+) -> OfBatches:
     r"""Make the function from a batch of inputs to means and variances, ``(B, C)`` each, of the linearised network.
 
     The variances $(J \Sigma J^\top)_{cc}$ are exact; what relates one output to another is not computed, so an example
@@ -36,23 +38,37 @@ def marginal_predictive(
     """
     model = as_jit_argument(with_fast_convolutions(model_fn))
     last = as_jit_argument(finish) if finish is not None else Partial(_moments)
-    form = posterior.output_form
+    each = _Marginal(model, last, posterior.output_form, posterior.mean)
+    return OfBatches(lambda example: each)
+
+
+@pytree
+@dataclass(frozen=True)
+class _Marginal:
+    """Of one example after the other."""
+
+    model: ModelFn
+    finish: Callable[[GaussianOutputs], Any]
+    form: Callable[[Array], Array]
+    mean: Params
+
+    def piece(self, total: int) -> int:
+        """Examples at a time."""
+        return 1
 
     @full_precision
-    def predict(inputs: Any) -> Any:
+    def __call__(self, inputs: Any) -> Any:
         count = jax.tree.leaves(inputs)[0].shape[0]
         if count == 0:
             raise ValueError("The batch holds no examples. Give at least one.")
-        parts = [_one(jax.tree.map(lambda leaf, i=i: leaf[i], inputs)) for i in range(count)]
+        parts = [self._one(jax.tree.map(lambda leaf, i=i: leaf[i], inputs)) for i in range(count)]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    def _one(x: Any) -> Any:
-        mean = _output(model, posterior.mean, x)
+    def _one(self, x: Any) -> Any:
+        mean = _output(self.model, self.mean, x)
         starts = range(0, mean.size, _ROWS)
-        blocks = [_variances(model, form, posterior.mean, x, jnp.arange(i, i + _ROWS)) for i in starts]
-        return _finish(last, mean, jnp.concatenate(blocks)[: mean.size])
-
-    return predict
+        blocks = [_variances(self.model, self.form, self.mean, x, jnp.arange(i, i + _ROWS)) for i in starts]
+        return _finish(self.finish, mean, jnp.concatenate(blocks)[: mean.size])
 
 
 def _moments(outputs: GaussianOutputs) -> tuple[Array, Array]:

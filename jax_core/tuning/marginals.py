@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.operators import Operator
 from jax_core.predictive import GaussianOutputs
 from jax_core.tuning.held_out import predictions_on_grid
-from jax_core.types import ModelFn, Params
+from jax_core.types import ModelFn, Params, pytree
 
 _BYTES = 2**28  # of covariances held at a time
 
@@ -50,7 +49,7 @@ def marginals_on_grid(
     Returns:
         ``inputs -> marginals, marginals, ...``, a position after the other, example after example.
     """
-    predict = predictions_on_grid(model_fn, mean, curvature, precisions, Partial(partial(_own, together)))
+    predict = predictions_on_grid(model_fn, mean, curvature, precisions, _Own(together))
 
     def run(inputs: Any) -> Iterator[Marginals]:
         leaves = jax.tree.leaves(inputs)
@@ -66,10 +65,17 @@ def marginals_on_grid(
     return run
 
 
-def _own(together: int, outputs: GaussianOutputs) -> tuple[Array, Array]:
-    """Mean ``(b, positions, K)`` and each position's own block ``(b, positions, K, K)`` of the covariance."""
-    batch, size = outputs.mean.shape
-    positions = size // together
-    blocks = outputs.covariance.reshape(batch, positions, together, positions, together)
-    own = jnp.moveaxis(jnp.diagonal(blocks, axis1=1, axis2=3), -1, 1)
-    return outputs.mean.reshape(batch, positions, together), own
+@pytree
+@dataclass(frozen=True)
+class _Own:
+    """Each position's own outputs: two of one size are equal, so that the next search needs no new program."""
+
+    together: int = field(metadata={"static": True})
+
+    def __call__(self, outputs: GaussianOutputs) -> tuple[Array, Array]:
+        """Mean ``(b, positions, K)`` and each position's own block ``(b, positions, K, K)`` of the covariance."""
+        batch, size = outputs.mean.shape
+        together, positions = self.together, size // self.together
+        blocks = outputs.covariance.reshape(batch, positions, together, positions, together)
+        own = jnp.moveaxis(jnp.diagonal(blocks, axis1=1, axis2=3), -1, 1)
+        return outputs.mean.reshape(batch, positions, together), own

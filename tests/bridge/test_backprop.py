@@ -1,5 +1,7 @@
 """Derivatives of predictions with respect to the input, against differences of predictions."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bridge import Laplace
 from bridge.backprop import differentiable
 from bridge.predictives import _few_sizes
+from jax_core.xla import pullback
+from jax_core.xla.pullback import with_pullback
 from tests.bridge.small import loader, make
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -167,8 +171,44 @@ def test_a_function_of_arrays_is_a_node_of_torchs_graph():
     import jax.numpy as jnp
 
     x, whole = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3, 4])
-    found = differentiable(
-        lambda t: {"a": t[0] ** 3 * t[1], "b": t[0].sum()}, (x, whole), (jnp.array([1.0, 2.0]), jnp.array([3, 4]))
-    )
+    function = partial(with_pullback, lambda t: {"a": t[0] ** 3 * t[1], "b": t[0].sum()})
+    found = differentiable(function, (x, whole), (jnp.array([1.0, 2.0]), jnp.array([3, 4])))
     (found["a"].sum() + 5 * found["b"]).backward()
     torch.testing.assert_close(x.grad, 3 * torch.tensor([1.0, 4.0]) * torch.tensor([3.0, 4.0]) + 5)
+
+
+def programs():
+    return pullback._forward._cache_size(), pullback._pulled._cache_size()
+
+
+@pytest.mark.parametrize("structure", ["full", "kron_lowrank"])
+def test_another_posterior_of_another_network_of_one_architecture_takes_the_same_programs(structure):
+    def slope(seed, more):
+        la = make(structure, "all", "regression", enable_backprop=True)
+        for p in la.model.parameters():
+            p.data += seed
+        la.fit(loader("regression", slice(20 + more)))
+        x = new().requires_grad_()
+        mean, covariance = la(x, joint=True)
+        variances = la(x, diagonal_output=True)[1]
+        (mean.sum() + covariance.sum() + variances.sum()).backward()
+        return x.grad
+
+    first, known = slope(0.0, 0), programs()
+    assert not torch.allclose(slope(0.1, 1), first)
+    assert programs() == known
+
+
+def test_a_batch_larger_than_a_piece_takes_the_programs_of_one():
+    la = make("diag", "all", "regression", enable_backprop=True).fit(loader("regression"))
+    x = torch.randn(300, 4, dtype=torch.float64)
+
+    def slope(x):
+        moving = x.clone().requires_grad_()
+        la(moving, diagonal_output=True)[1].sum().backward()
+        return moving.grad
+
+    whole, known = slope(x), programs()
+    torch.testing.assert_close(slope(torch.cat([x, x])), whole.repeat(2, 1))
+    assert programs() == known
+    torch.testing.assert_close(torch.cat([slope(x[:7]), slope(x[7:])]), whole)

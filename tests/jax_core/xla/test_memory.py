@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_core import FitOptions, LoaderPasses, as_likelihood, fit_curvature
-from jax_core.gradients import jacobian_maps
+from jax_core.gradients import walk
 from jax_core.posterior import Posterior
 from jax_core.predictive import linearized_predictive
 from jax_core.xla.compiled import as_jit_argument
@@ -61,14 +61,14 @@ def test_a_prediction_goes_on_with_smaller_pieces_and_is_the_same(x64, monkeypat
     predict = linearized_predictive(
         MODEL, Posterior.create(case.params, fit(passes(), "full").curvature, jnp.array(1.0))
     )
-    wanted, evaluated = predict(inputs), jacobian_maps._evaluated
+    wanted, evaluated = predict(inputs), walk._evaluated
 
-    def exhausting(evaluate, inputs, total, chunk, piece):
+    def exhausting(evaluate, inputs, total, chunk, piece, **how):
         if chunk > 8:
             raise EXHAUSTED
-        return evaluated(evaluate, inputs, total, chunk, piece)
+        return evaluated(evaluate, inputs, total, chunk, piece, **how)
 
-    monkeypatch.setattr(jacobian_maps, "_evaluated", exhausting)
+    monkeypatch.setattr(walk, "_evaluated", exhausting)
     with pytest.warns(UserWarning, match="the prediction begins anew"):
         found = predict(inputs)
     np.testing.assert_allclose(found.covariance, wanted.covariance, atol=1e-12)
