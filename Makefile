@@ -55,7 +55,9 @@ test-oldest: .venv-oldest/.installed-test
 	$(MAKE) test VENV=.venv-oldest
 
 # pip takes the newest of each package; uv can take the oldest that pyproject.toml allows.
+# Made anew, since what satisfies the lower bounds would be kept.
 .venv-oldest/.installed-test: pyproject.toml
+	rm -rf .venv-oldest
 	$(MAKE) .venv-oldest/bin/python VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-oldest/bin/python -m uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python \

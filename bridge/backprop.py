@@ -68,6 +68,7 @@ class _Through(torch.autograd.Function):
         parts.append(shape)
         ctx.shape, ctx.wide = shape, jax.config.read("jax_enable_x64")
         ctx.floating, ctx.dtypes = [leaf.is_floating_point() for leaf in leaves], [out.dtype for out in found]
+        ctx.places = [out.sharding for out in found]  # the inputs may come from the host
         ctx.like = [(leaf.device, leaf.dtype) for leaf in leaves]
         ctx.save_for_backward(*leaves)
         first = leaves[0]
@@ -79,8 +80,8 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         with wide_types(ctx.wide):  # torch calls this outside of the method that made the graph
             given = [
-                jnp.asarray(to_jax(cotangent.detach().contiguous())).astype(dtype)
-                for cotangent, dtype in zip(grad_outputs, ctx.dtypes, strict=True)
+                jax.device_put(jnp.asarray(to_jax(cotangent.detach().contiguous())), place).astype(dtype)
+                for cotangent, dtype, place in zip(grad_outputs, ctx.dtypes, ctx.places, strict=True)
             ]
             pulled = iter(ctx.pull(jax.tree.unflatten(ctx.shape, given)))
             gradients = [

@@ -1,6 +1,10 @@
 """A model is worked on where it lies; on a machine with a GPU, data from the host go there."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -67,6 +71,23 @@ def test_every_program_of_a_fit_beside_a_gpu_is_made_for_the_cpu(monkeypatch):
     la(X)
     la.optimize_prior_precision("gridsearch", val_loader=loader(), grid=[1.0, 10.0])
     assert platform() == "gpu" and seen == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "how", [("full", "last_layer"), pytest.param(("kron_lowrank", "all"), marks=pytest.mark.slow)], ids="-".join
+)
+def test_what_users_do_is_the_same_where_weights_and_data_lie_apart(how):
+    plugins = Path(__file__).parents[1] / "plugins"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    path = os.pathsep.join([str(plugins.parents[1]), str(plugins), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", str(plugins / "story_elsewhere.py"), *how],
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0 and "16 of 16 agree" in found.stdout, found.stderr[-3000:]
 
 
 @on_a_gpu
