@@ -63,8 +63,10 @@ def joint(
         assert batches is not None
         return _with_noise(la, fit, batches, precisions)
     if batches is not None:
-        family, temperatures = _family(la, fit, link), default_temperatures()
-        found = held_out_search(*_model(la, fit), batches, **family, precisions=precisions, temperatures=temperatures)
+        family, temperatures = family_of(la, fit, link), default_temperatures()
+        found = held_out_search(
+            *scaled_model(la, fit), batches, **family, precisions=precisions, temperatures=temperatures
+        )
         found = found.without_sharpest()
         choice = most_uncertain(*_choosing(found))
         return _tuned(found, choice, "held-out likelihood, joint", f"{len(found.network)} held-out samples")
@@ -109,9 +111,9 @@ def _on_seen(
             "val_loader=, or choose method='marglik', which needs none."
         )
     return penalized_search(
-        *_model(la, fit),
+        *scaled_model(la, fit),
         [Batch(fit.features(batch.input), batch.target) for batch in _at_most(fit.seen, _SEEN)],
-        **_family(la, fit, link),
+        **family_of(la, fit, link),
         precisions=precisions,
         temperatures=temperatures,
         follow=follow,
@@ -143,11 +145,12 @@ def _with_noise(la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], pr
     return tuned._replace(report=report)
 
 
-def _model(la: LaplaceState, fit: FittedModel) -> tuple[Any, Any, Any]:
+def scaled_model(la: LaplaceState, fit: FittedModel) -> tuple[Any, Any, Any]:
+    """The head, its weights, and the curvature under the noise and temperature in force."""
     return fit.split.head, fit.params, fit.fitted.curvature.rescale(la.hyperparameters.scale)
 
 
-def _family(la: LaplaceState, fit: FittedModel, link: LinkName) -> dict[str, Any]:
+def family_of(la: LaplaceState, fit: FittedModel, link: LinkName) -> dict[str, Any]:
     """The likelihood's family, and how an example's outputs fall into positions."""
     likelihood, layout = fit.loss.likelihood, fit.layout
     family: Family = LabelFamily()

@@ -44,7 +44,12 @@ class Search:
     @property
     def climbs(self) -> bool:
         """Whether the evidence is climbed by its gradient, not by the scalar's exact maximum."""
-        return self.method == "gradient" or self.prior_structure != "scalar" or self.says_how
+        return self.method == "gradient" or (self.prior_structure != "scalar" and not self.refines) or self.says_how
+
+    @property
+    def refines(self) -> bool:
+        """Whether a precision for each layer is looked for on held-out data, from the best single one."""
+        return self.prior_structure == "layerwise" and self.val_loader is not None and self.method in (None, "joint")
 
     @property
     def says_how(self) -> bool:
@@ -102,8 +107,9 @@ class Search:
         if self.loss != "nll" or self.climbs or self._sampled:
             raise ValueError(
                 "method='joint' minimises the negative log-likelihood of linearised predictions with one precision for "
-                "all layers. For another loss or pred_type choose method='gridsearch', for n_steps, lr, "
-                "init_prior_prec or another prior_structure method='marglik'."
+                "all layers, or with val_loader= and prior_structure='layerwise' one for each. For another loss or "
+                "pred_type choose method='gridsearch', for n_steps, lr, init_prior_prec or another prior_structure "
+                "method='marglik'."
             )
         if not _has_density(likelihood):
             raise ValueError(

@@ -65,7 +65,9 @@ class TunableLaplace(FunctionSpace):
             lr: Of gradient ascent; 0.1 by default.
             init_prior_prec: Where it begins; one by default.
             prior_structure: Of the precision that the evidence is maximised over: one number, ``"scalar"``; one per
-                parameter tensor, ``"layerwise"``; or one per weight, ``"diag"``; the last two by gradient ascent.
+                parameter tensor, ``"layerwise"``; or one per weight, ``"diag"``; the last two by gradient ascent. Of
+                the joint search with ``val_loader`` also ``"layerwise"``: from its choice on, precisions of tensors and
+                what goes with them by gradients of the held-out likelihood, where that is then smaller.
             val_loader: Held-out data, batches as in :meth:`fit`.
             loss: For ``"gridsearch"``: ``"nll"``, ``"ece"`` (classification), ``"chi2"`` (regression); a torchmetrics
                 metric; or a function of torch tensors ``(predictions, targets)``, for regression also ``(means,

@@ -15,6 +15,7 @@ from bridge.dataloader import read_first
 from bridge.fitting import FittedModel, batch_check, checked_passes
 from bridge.hyperparameters import in_core
 from bridge.joint_tuning import doubts_about, joint, with_noise_by_evidence
+from bridge.layer_tuning import refined
 from bridge.placement import compiling_for, place_of
 from bridge.prediction import mean_probabilities, prediction_from_gaussian
 from bridge.predictives import best_link, link_for
@@ -65,7 +66,8 @@ def _tune(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:
                 return _regression_by_evidence(la, fit, search)
             link = best_link(fit, search.link_approx or la.link_approx)
             evidence = partial(evidence_precision, la, fit)
-            return joint(la, fit, batches, search.grid, link=link, evidence=evidence)
+            tuned = joint(la, fit, batches, search.grid, link=link, evidence=evidence)
+            return refined(la, fit, batches, tuned, link) if search.refines and batches is not None else tuned
         assert batches is not None
         return _by_grid(la, fit, batches, search)
 

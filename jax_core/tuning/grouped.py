@@ -31,9 +31,9 @@ _SHARE = 40  # of all coordinates, in a group at most
 _GROWTH = 1.5  # from a group to the next
 
 
-def group_sizes(size: int) -> tuple[int, ...]:
-    """Sizes of the groups from the largest value on; they depend on the number of values alone."""
-    most, found, left = max(1, size // _SHARE), [], size
+def group_sizes(size: int, share: int | None = None) -> tuple[int, ...]:
+    """Sizes of the groups from the largest value on, a ``share``-th at most; they depend on the number alone."""
+    most, found, left = max(1, size // (share or _SHARE)), [], size
     width = 1.0
     while left:
         found.append(min(left, int(width)))
