@@ -40,7 +40,8 @@ def refreshed(traced: TracedModel, model: nn.Module) -> TracedModel | None:
         **dict(model.named_buffers(remove_duplicate=False)),
         **dict(model.named_parameters(remove_duplicate=False)),
     }
-    if traced.tracer != "export" or traced.batch.carried or not set(traced.params) <= set(named):
+    several = traced.batch.carried or traced.batch.others
+    if traced.tracer != "export" or several or not set(traced.params) <= set(named):
         return None
     params = to_arrays({name: named[name] for name in traced.params})
     buffers = to_arrays({name: named[name] for name in traced.buffers if name in named})

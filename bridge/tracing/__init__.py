@@ -15,9 +15,11 @@ from bridge.tracing.exported import trace_export
 from bridge.tracing.inputs import Inputs, batch_size
 from bridge.tracing.lowering.registry import lowers
 from bridge.tracing.modes import evaluating
+from bridge.tracing.paths import with_paths
 from bridge.tracing.repeatable import Observed, observe, samples
 from bridge.tracing.single import joined, with_one
 from bridge.tracing.state import cloned, unchanged
+from bridge.tracing.ties import open_order
 from bridge.tracing.traced_model import TracedModel
 from bridge.tracing.verify import Judge
 
@@ -87,6 +89,9 @@ def trace(
                 judge.verify(traced, inputs)
             except MismatchError as error:
                 raise observed.explained(error) from error
+            for call in observed.ties[:1]:
+                if judge.follows_order(traced, inputs):
+                    raise TraceError(f"{open_order(call.operator, call.line)} Another order changes the results.")
         return traced
 
 
@@ -100,6 +105,13 @@ def _all_sizes(traced: TracedModel, observed: Observed, judge: Judge, inputs: In
             judge.verify(shorter, few)
         return shorter
 
+    def follow(count: int) -> TracedModel:
+        many = samples(inputs, count)
+        other = judge.snapshot.around(lambda: trace_export(judge.model, many))
+        if verify and other.batch.refusal(count) is None:
+            judge.verify(other, many)
+        return other
+
     def agrees() -> bool:
         return verify and judge.agrees(traced, samples(inputs, 1))
 
@@ -109,6 +121,8 @@ def _all_sizes(traced: TracedModel, observed: Observed, judge: Judge, inputs: In
         whole = joined(traced, alone(size), inputs, size)
         if verify:
             judge.verify(traced, samples(inputs, -(-UNCOMMON // size) * size))
+    if size is not None:
+        whole = with_paths(whole, inputs, follow, alone)
     return with_one(whole, observed, inputs, agrees, lambda: alone(1))
 
 

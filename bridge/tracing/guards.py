@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bridge.tracing.errors import BatchSizeError
 from bridge.tracing.source import is_users, shown
 
 _STORAGE = ("contiguous", "stride", "overlapping", "channels_last")  # in names of torch's functions
+_MODULE = str(Path("torch", "nn", "modules", "module.py"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Guard:
     """A sympy expression in the symbols of :class:`BatchSizes`."""
     text: str
     where: str
+
+    @property
+    def numbers(self) -> list[int]:
+        """The whole numbers in it."""
+        return [int(atom) for atom in self.expression.atoms() if atom.is_Integer]
 
     def holds(self, sizes: Mapping[Any, int]) -> bool:
         """Whether it holds for the given sizes; one that they do not decide does."""
@@ -46,6 +53,8 @@ class BatchSizes:
     """Single sizes that are not carried, with the reason."""
     carried: tuple[int, ...] = ()
     """Single sizes that are carried, whatever the conditions say."""
+    others: tuple[BatchSizes, ...] = ()
+    """Those of other paths through the model's code, which take what the conditions leave out."""
 
     def refusal(self, *sizes: int) -> str | None:
         """Why a batch of this size is not carried, or None where it is; one size, or one for each batched input."""
@@ -77,6 +86,8 @@ def _refusal(batch: BatchSizes, sizes: Sequence[int]) -> str | None:
     path = f"A batch of {sizes[0]} takes another path through the model's code than the traced one, which is for sizes"
     for guard in batch.guards:
         if not guard.holds(lengths):
+            if any(other.refusal(*sizes) is None for other in batch.others):
+                return None
             return f"{path} n with {guard.text}{guard.where}. {again}"
     return None
 
@@ -102,10 +113,14 @@ def _guards(environment: Any, axes: Sequence[Any]) -> tuple[Guard, ...]:
     Without those by which torch finds out how a tensor lies in memory, which arrays do not do.
     """
     found: dict[Any, Guard] = {}
+    of_memory: set[Any] = set()
     for guard in getattr(environment, "guards", ()):
-        if any(word in getattr(_frame(guard), "name", "") for word in _STORAGE):
-            continue
         expression = environment.replace(guard.expr)
+        if any(word in getattr(_frame(guard), "name", "") for word in _STORAGE):
+            of_memory.add(expression)
+            continue
+        if expression in of_memory and _is_repeated(guard):
+            continue
         if expression.free_symbols and expression.free_symbols <= {s for axis in axes for s in axis.free_symbols}:
             text = shown(guard_line(guard)).removeprefix(", ")
             found.setdefault(expression, Guard(expression, _text(expression), f" ({text})" if text else ""))
@@ -125,6 +140,11 @@ def guard_line(guard: Any) -> tuple[str, int] | None:
     if not isinstance(frame, traceback.FrameSummary) or not is_users(frame.filename):
         return None
     return frame.filename, frame.lineno or 0
+
+
+def _is_repeated(guard: Any) -> bool:
+    """Whether it was asserted by an exported program as a whole, which repeats all its guards, and by no function."""
+    return getattr(_frame(guard), "filename", "").endswith(_MODULE)
 
 
 def _frame(guard: Any) -> Any:

@@ -14,15 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bridge.tracing.hooks import may_change
 from bridge.tracing.outputs import plain
 from bridge.tracing.source import module_names, running_line, running_module, shown
+from bridge.tracing.ties import orders_equals
 
 aten = torch.ops.aten
 
 # copies, and views by another name, which depend on how memory lies and not on what the model does
 _SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.expand.default}
 _SPELLED = {aten._unsafe_view.default: aten.view.default, aten.reshape.default: aten.view.default}
-
-
-_ORDERING = ("aten.sort.default", "aten.topk.default")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +67,8 @@ class Recording:
     complex: tuple[Seen, ...]
     """The first complex number."""
     dtypes: frozenset[torch.dtype]
-
-    @property
-    def ties(self) -> list[Call]:
-        """The calls that ordered equal elements."""
-        found = []
-        for call, value in zip(self.calls, self.values, strict=True):
-            if str(call.operator) in _ORDERING and isinstance(value, tuple):
-                axis = call.sizes[-1] if call.sizes else -1
-                values = value[0].detach()
-                if values.ndim and bool((values.diff(dim=axis if axis < values.ndim else -1) == 0).any()):
-                    found.append(call)
-        return found
+    ties: tuple[Call, ...] = ()
+    """The calls that ordered equal elements."""
 
     def same_path(self, other: Recording, factor: int) -> bool:
         """Whether `other`, on a batch shorter by `factor`, did the same."""
@@ -96,7 +84,8 @@ def record(model: torch.nn.Module, inputs: Any) -> Recording:
         outputs = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
     leaves = [x.detach() for x in torch_pytree.tree_leaves(plain(outputs)) if isinstance(x, torch.Tensor)]
     seen = {kind: tuple(found) for kind, found in recorder.seen.items()}
-    return Recording(tuple(recorder.calls), leaves, recorder.values, dtypes=frozenset(recorder.dtypes), **seen)
+    dtypes, ties = frozenset(recorder.dtypes), tuple(recorder.ties)
+    return Recording(tuple(recorder.calls), leaves, recorder.values, dtypes=dtypes, ties=ties, **seen)
 
 
 class _Recorder(TorchDispatchMode):
@@ -105,6 +94,7 @@ class _Recorder(TorchDispatchMode):
         self.names = module_names(model)
         self.calls: list[Call] = []
         self.values: list[Any] = []
+        self.ties: list[Call] = []
         self.dtypes: set[torch.dtype] = set()
         self.seen: dict[str, list[Seen]] = {"random": [], "written": [], "own_backward": [], "derivatives": []}
         self.seen["complex"] = []
@@ -158,6 +148,8 @@ class _Recorder(TorchDispatchMode):
             operator = _SPELLED.get(func, func)
             self.calls.append(Call(operator, tuple(fixed), tuple(sizes), sources, running_line()))
             self.values.append(result)
+            if orders_equals(func, args, kwargs):
+                self.ties.append(self.calls[-1])
             for i, leaf in enumerate(torch_pytree.tree_leaves(result)):
                 if isinstance(leaf, torch.Tensor):
                     self.dtypes.add(leaf.dtype)

@@ -11,9 +11,10 @@ from torch.utils import _pytree as torch_pytree
 from bridge.tracing.comparison import relative_error, worst_part
 from bridge.tracing.errors import MismatchError, TraceError
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
-from bridge.tracing.recording import Recording, Seen, record
+from bridge.tracing.recording import Call, Recording, Seen, record
 from bridge.tracing.source import raising_line, shown
 from bridge.tracing.state import Snapshot, cloned, same
+from bridge.tracing.ties import open_order
 
 # how far two runs may be apart: products on several threads may round otherwise
 _REPEATED = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -40,17 +41,19 @@ class Observed:
     def explained(self, error: TraceError) -> TraceError:
         """An error with what may be behind it, which its own words do not tell."""
         runs = [run for run in (self.one, self.few) if isinstance(run, Recording)]
-        for call in [call for run in runs for call in run.ties] if isinstance(error, MismatchError) else []:
-            return TraceError(
-                f"The model orders equal elements, by {call.operator}{shown(call.line)}, and torch leaves open which "
-                f"of them comes first. Pass stable=True to sort and argsort, or do without places. {error}"
-            )
+        for call in self.ties if isinstance(error, MismatchError) else ():
+            return TraceError(f"{open_order(call.operator, call.line)} {error}")
         for seen in [seen for run in runs for seen in run.complex][:1]:
             return type(error)(
                 f"The model computes with complex numbers: {seen.what} ({seen.where}), which are carried only in part. "
                 f"Write it with real tensors for the real and the imaginary part. {error}"
             )
         return error
+
+    @property
+    def ties(self) -> list[Call]:
+        """The calls that ordered equal elements."""
+        return [call for run in (self.one, self.few) if isinstance(run, Recording) for call in run.ties]
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge.tracing.errors import BatchSizeError, TraceError
+from bridge.tracing.guards import BatchSizes
 from bridge.tracing.inputs import Inputs, InputSpec, Signature, make_signature
 from bridge.tracing.known import Known, described
 from bridge.tracing.repeatable import Observed
@@ -61,18 +62,39 @@ def _refusing(traced: TracedModel, inputs: Inputs, reason: str) -> TracedModel:
 
 def joined(traced: TracedModel, alone: TracedModel, inputs: Inputs, size: int) -> TracedModel:
     """One function of both: a batch of `size` goes to the second."""
+    sizes = dataclasses.replace(traced.batch, carried=(*traced.batch.carried, size))
+    return _joined(traced, alone, inputs, size, sizes, lambda n: n == size)
+
+
+def joined_path(traced: TracedModel, other: TracedModel, inputs: Inputs, size: int) -> TracedModel:
+    """One function of both: a batch of which the first does not hold goes to the second, traced with `size`."""
+    sizes = dataclasses.replace(traced.batch, others=(*traced.batch.others, other.batch))
+    return _joined(
+        traced, other, inputs, size, sizes, lambda n: bool(traced.batch.refusal(n)) and not other.batch.refusal(n)
+    )
+
+
+def _joined(
+    traced: TracedModel,
+    other: TracedModel,
+    inputs: Inputs,
+    size: int,
+    sizes: BatchSizes,
+    goes_to_other: Callable[[int], bool],
+) -> TracedModel:
     signature = _signature(traced, inputs)
     # constants lifted out of a graph go by numbers, which the two do not share
-    names = {name: name if _is_shared(traced, alone, name) else f"{name} (batch of {size})" for name in alone.buffers}
+    names = {name: name if _is_shared(traced, other, name) else f"{name} (batch of {size})" for name in other.buffers}
 
     def function(buffers: Any, params: Any, *given: Any) -> Any:
-        if signature.size(given) == size:
-            return alone.function({name: buffers[key] for name, key in names.items()}, params, *given)
+        n = signature.size(given)
+        if n is not None and goes_to_other(n):
+            return other.function({name: buffers[key] for name, key in names.items()}, params, *given)
         return traced.function({name: buffers[name] for name in traced.buffers}, params, *given)
 
-    buffers = {**{names[name]: value for name, value in alone.buffers.items()}, **traced.buffers}
-    sizes = dataclasses.replace(traced.batch, carried=(*traced.batch.carried, size))
-    known = Known(function, described("joined", traced.function, alone.function, names, sorted(traced.buffers), size))
+    buffers = {**{names[name]: value for name, value in other.buffers.items()}, **traced.buffers}
+    parts = traced.function, other.function, names, sorted(traced.buffers), size
+    known = Known(function, described("joined", *parts, repr(sizes)))  # which of both it is hangs on the sizes
     return dataclasses.replace(traced, buffers=buffers, function=known, batch=sizes)
 
 

@@ -20,6 +20,7 @@ from bridge.tracing.inputs import Inputs
 from bridge.tracing.recording import record
 from bridge.tracing.results import Results, torch_results, traced_results
 from bridge.tracing.state import Snapshot, cloned
+from bridge.tracing.ties import ReversedTies
 from bridge.tracing.traced_model import TracedModel
 
 # of outputs and of gradients; torch's own derivatives of hardsigmoid and celu hold float32 constants, 3e-8 off
@@ -130,6 +131,14 @@ class Judge:
             f"The traced model differs from torch by more than {_TOLERANCE[dtype][0]:.0e} in {dtype}: {comparison}."
             f"{again} bridge.explain(model, inputs) shows where the difference begins; verify=False accepts it."
         )
+
+    def follows_order(self, traced: TracedModel, inputs: Inputs) -> bool:
+        """Whether torch's results depend on which of equal elements comes first."""
+        wanted, cotangents = self._torch(self.model, inputs, traced.params)
+        with ReversedTies():
+            other, _ = self._torch(self.model, inputs, traced.params, cotangents)
+        dtype = compute_dtype(self.model, inputs, self.dtypes)
+        return not _compare(other, wanted, dtype).within(dtype)
 
     def _torch(self, model: torch.nn.Module, *args: Any) -> tuple[Results, list[torch.Tensor]]:
         """Torch's results, each from the same state: what a forward keeps must not reach the next one."""
