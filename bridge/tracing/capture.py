@@ -50,7 +50,8 @@ def capture(model: torch.nn.Module, inputs: Inputs, *, dynamic: bool = True) -> 
     if culprit:
         raise TraceError(
             f"The batch size is fixed to {size} by {culprit}. Write its sizes in terms of x.shape[0] (or -1), not of "
-            "len(x), which Python makes a plain number, with the batch as axis 0 of the inputs."
+            "len(x), which Python makes a plain number (as torch.linspace and torch.vander do: torch.arange does not), "
+            "with the batch as axis 0 of the inputs."
         )
     return program
 

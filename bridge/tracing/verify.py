@@ -230,7 +230,7 @@ def _compare(
     _, least_output, least_gradient = _PARTS[dtype]
     least = _NOTHING * (1e-4 if dtype is torch.float64 else 1) if finest else _TINY
     output_parts = [worst_part(a, b, max(least_output * norm(_finite(b)), least)) for a, b in pairs if b.ndim > 1]
-    norms = {name: norm(g) for name, g in wanted.gradients.items()}
+    norms = {name: _finite_norm(g) for name, g in wanted.gradients.items()}
     largest = max(norms.values(), default=0.0)
     # gradients that vanish are rounding
     vanishing = max([0.0, *(_VANISHING * max(norm(_finite(b)), b.numel() ** 0.5) for _, b in pairs)]) if finest else 0.0
@@ -269,6 +269,11 @@ def _explained(apart: Parts, noise: Sequence[Parts], dtype: torch.dtype) -> bool
         if not bool((difference <= torch.maximum(allowed, tolerance * size)).all()):
             return False
     return True
+
+
+def _finite_norm(x: torch.Tensor) -> float:
+    whole = norm(x)
+    return whole if math.isfinite(whole) else norm(_finite(x))
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:

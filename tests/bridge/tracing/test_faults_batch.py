@@ -116,6 +116,14 @@ def test_pieces_of_a_batch_of_two_are_those_of_other_batches(name):
             assert_same(model, traced, batch(n))
 
 
+def test_conditions_on_memory_alone_part_no_sizes():
+    model = Body(PIECES["first half, and what torch takes apart"]).double().eval()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(2))
+    assert not traced.batch.others
+    assert all("== 1" not in guard.text for guard in traced.batch.guards)
+
+
 def test_a_size_that_torch_refuses_is_refused_in_its_words():
     traced = trace(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), batch(4).float())
     with pytest.raises(BatchSizeError, match="Expected more than 1 value per channel"):
@@ -142,3 +150,19 @@ def test_an_empty_batch_is_carried():
     with jax.enable_x64(True):
         traced = trace(model, batch(2)[:, None])
         assert traced.apply(traced.params, to_jax(batch(0)[:, None])).shape == (0, 2)
+
+
+def test_what_torch_makes_a_number_is_told_with_a_way_round_that_holds():
+    def fixed(self, h, x):
+        return h + torch.linspace(0, 1, x.shape[0], dtype=h.dtype)[:, None]
+
+    def way_round(self, h, x):
+        return h + (torch.arange(x.shape[0], dtype=h.dtype) / max(x.shape[0] - 1, 1))[:, None]
+
+    with pytest.raises(TraceError, match=r"fixed to 4 .*torch\.linspace and torch\.vander do: torch\.arange does not"):
+        trace(Body(fixed), batch(4).float())
+    model = Body(way_round).double().eval()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(4))
+        for n in (1, 2, 4, 7):
+            assert_same(model, traced, batch(n))

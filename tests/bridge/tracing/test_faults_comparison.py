@@ -92,3 +92,18 @@ def test_explain_shows_a_gradient_that_differs(monkeypatch):
     assert max(row.error for row in explanation.rows if row.error is not None) < 1e-5
     assert explanation.gradients["0.weight"] > 0.5 > 1e-4 > explanation.gradients["2.weight"]
     assert "0.weight" in str(explanation)
+
+
+def test_gradients_that_are_nan_in_torch_too_agree_and_others_do_not():
+    model = Body(lambda self, h, x: h.var(0, unbiased=False).sqrt() + h).double().eval()
+    with jax.enable_x64(True):
+        traced = trace(model, batch(4))
+        assert traced.batch.refusal(1) is None  # of one sample, every gradient of the first layer is NaN
+
+        def function(buffers, params, *inputs):
+            return traced.function(buffers, params, *inputs) + jnp.sqrt(0 * params["last.bias"].sum())
+
+        for x in (batch(1), batch(4)):
+            verify(traced, model, (x,), trace_export)
+            with pytest.raises(MismatchError):
+                verify(dataclasses.replace(traced, function=function), model, (x,), trace_export)
