@@ -45,9 +45,10 @@ def _described(source: Source, approximation: KfacApprox) -> str:
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
     plain = layers.layout.plain
     dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
-    found = f"{len(layers.layout.factored)} Kronecker blocks"
+    blocks = len(layers.layout.factored)
+    found = f"{blocks} Kronecker block{'' if blocks == 1 else 's'}"
     found += " (kfac_approx='reduce')" if approximation == "reduce" else ""
-    found += f", {len(dense)} dense ones (of parameters that are no matrix of products alone)" if dense else ""
+    found += f", {len(dense)} dense (of parameters that are no matrix of products alone)" if dense else ""
     return found + (f", and a diagonal for {_listed(rest)}, which are none either" if rest else "")
 
 
