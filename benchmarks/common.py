@@ -29,13 +29,19 @@ def digits(train=True, count=None):
 
 def trained_cnn(steps=100, seed=0):
     """The tutorial's CNN after some steps of Adam."""
-    import torch
     from models import seed_cnn
+
+    return trained(seed_cnn, steps, seed)
+
+
+def trained(make, steps, seed=0, count=None):
+    """A network after some steps of Adam, on so many digits."""
+    import torch
     from torch import nn
 
     torch.manual_seed(seed)
-    images, labels = digits()
-    model = seed_cnn()
+    images, labels = digits(count=count)
+    model = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(steps):
         rows = torch.randint(len(images), (64,))

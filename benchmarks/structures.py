@@ -6,8 +6,9 @@ evidence prefers, over the exact posterior's. ``python benchmarks/structures.py 
 """
 
 import sys
+from functools import partial
 
-from common import alone, digits, main, print_table, trained_cnn
+from common import alone, digits, main, print_table, trained, trained_cnn
 
 CURVATURE, TEST, TRAIN = 256, 100, 50_000
 STRUCTURES = {
@@ -74,25 +75,9 @@ def resnet():
     return nn.Sequential(*start, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def trained(make, steps=1_000):
-    """A network after some steps of Adam."""
-    import torch
-    from torch import nn
-
-    torch.manual_seed(0)
-    images, labels = digits(count=TRAIN)
-    model = make()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(images), (64,))
-        loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-NETWORKS = {"cnn": lambda: trained_cnn(2_200), "mlp": mlp, "transformer": transformer, "resnet": resnet}
+NETWORKS = {"cnn": partial(trained_cnn, 2_200)} | {
+    make.__name__: partial(trained, make, 1_000, count=TRAIN) for make in (mlp, transformer, resnet)
+}
 
 
 def measure(name):
@@ -103,7 +88,7 @@ def measure(name):
 
     from bridge import Laplace
 
-    model = NETWORKS[name]() if name == "cnn" else trained(NETWORKS[name])
+    model = NETWORKS[name]()
     loader = DataLoader(TensorDataset(*digits(count=CURVATURE)), batch_size=64)
     images = digits(train=False, count=TEST)[0]
 

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -18,8 +17,9 @@ from bridge.state import LaplaceState
 from jax_core.data.passes import LoaderPasses
 from jax_core.likelihoods import Gaussian
 from jax_core.tuning import Tuned
+from jax_core.tuning.collect import target_counts
 from jax_core.tuning.families import Family
-from jax_core.tuning.joint import NO_UNCERTAINTY
+from jax_core.tuning.joint import NO_UNCERTAINTY, sharpest_temperature
 from jax_core.tuning.layerwise import Products, layer_products, refine
 from jax_core.types import pytree
 
@@ -74,7 +74,7 @@ def refined(la: LaplaceState, fit: FittedModel, passes: LoaderPasses, tuned: Tun
         sigma = tuned.sigma_noise
         loss: Any = _OfValues()
         found = refine(groups, products, loss, precision * sigma**2, sigma, (sigma / 10, sigma * 10))
-        precisions, start = found.precisions / found.other**2, tuned.loss
+        precisions = found.precisions / found.other**2
         other = {"sigma_noise": found.other}
     else:
         chosen = family_of(la, fit, link)
@@ -82,14 +82,13 @@ def refined(la: LaplaceState, fit: FittedModel, passes: LoaderPasses, tuned: Tun
         family, temperature = chosen["family"], tuned.logit_temperature or 1.0
         report = tuned.report
         scaling = 1.0 if report is None or report.scaling_temperature is None else report.scaling_temperature
-        sharpest = min(temperature, 0.25 * min(1.0, scaling))
-        count = family.seen(products.target).sum()
-        count = count / chosen["positions"] if chosen["together"] == 1 else count
+        sharpest = min(temperature, sharpest_temperature(scaling))
+        count = target_counts(family, products.target, chosen["positions"]).sum()
         loss = _OfLogits(family, jnp.asarray(count, products.mean.dtype))
         found = refine(groups, products, loss, precision, temperature, (sharpest, 100.0))
-        precisions, start = found.precisions, tuned.loss
+        precisions = found.precisions
         other = {"logit_temperature": found.other}
-    if not found.loss < min(found.start, start):
+    if not found.loss < min(found.start, tuned.loss):
         return tuned
     return _replaced(la, tuned, precisions, found.loss, other)
 
@@ -100,6 +99,6 @@ def _replaced(la: LaplaceState, tuned: Tuned, precisions: np.ndarray, loss: floa
     if report is not None:
         way = "held-out likelihood, joint, then for each layer"
         report = dataclasses.replace(report, way=way, prior_precision=ordered, chosen=loss, **other)
-    tried = jax.tree.map(np.asarray, np.stack([np.full(len(ordered), float(tuned.prior_precision)), ordered]))
+    tried = np.stack([np.full(len(ordered), float(tuned.prior_precision)), ordered])
     losses = np.array([tuned.loss, loss])
     return tuned._replace(prior_precision=ordered, loss=loss, precisions=tried, losses=losses, report=report, **other)

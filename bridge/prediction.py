@@ -96,16 +96,18 @@ class InModelShape:
     Attributes:
         prediction: From Gaussian outputs.
         layout: Of the model's outputs.
+        axes: Of outputs in a covariance: ``(1, 2)``, or ``(1, 3)`` in the joint one of a batch.
     """
 
     prediction: Finish
     layout: OutputLayout = field(metadata={"static": True})
+    axes: tuple[int, int] = field(default=(1, 2), metadata={"static": True})
 
     def __call__(self, outputs: GaussianOutputs) -> Any:
         """Probabilities, a mean and a covariance, or a mean and variances."""
         found = self.prediction(outputs)
         if isinstance(found, GaussianOutputs):
-            return self.layout.to_model(found.mean), self.layout.covariance_to_model(found.covariance, 1, 2)
+            return self.layout.to_model(found.mean), self.layout.covariance_to_model(found.covariance, *self.axes)
         return jax.tree.map(self.layout.to_model, found)
 
 
@@ -131,18 +133,6 @@ def prediction_from_gaussian(
 def unchanged(outputs: GaussianOutputs) -> GaussianOutputs:
     """Mean and covariance as they are."""
     return outputs
-
-
-@pytree
-@dataclass(frozen=True)
-class JointInModelShape:
-    """Mean and joint covariance ``(B, C, B, C)`` in the model's shape and order."""
-
-    layout: OutputLayout = field(metadata={"static": True})
-
-    def __call__(self, outputs: GaussianOutputs) -> tuple[jax.Array, jax.Array]:
-        """The mean and the covariance."""
-        return self.layout.to_model(outputs.mean), self.layout.covariance_to_model(outputs.covariance, 1, 3)
 
 
 @pytree

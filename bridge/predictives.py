@@ -17,7 +17,6 @@ from bridge.options import LinkName, PredictionType
 from bridge.placement import compiling_for, place_of
 from bridge.prediction import (
     InModelShape,
-    JointInModelShape,
     OfSamples,
     SamplesInModelShape,
     checked_inputs,
@@ -85,13 +84,9 @@ def distribution(
     fit: FittedModel, posterior: Posterior, x: Any, *, joint: bool, backprop: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance of the outputs for a batch of tensors; the mean in the model's shape."""
-    if joint:
-        predictive = partial(joint_predictive, posterior=posterior, finish=JointInModelShape(fit.layout))
-        return _pushed(fit, x, predictive, backprop=backprop, cut=_cut_joint)
-    whole = InModelShape(as_jit_argument(unchanged), fit.layout)
-    return _pushed(
-        fit, x, partial(linearized_predictive, posterior=posterior, finish=whole), backprop=backprop, cut=_cut
-    )
+    predictive, axes, cut = (joint_predictive, (1, 3), _cut_joint) if joint else (linearized_predictive, (1, 2), _cut)
+    whole = InModelShape(as_jit_argument(unchanged), fit.layout, axes)
+    return _pushed(fit, x, partial(predictive, posterior=posterior, finish=whole), backprop=backprop, cut=cut)
 
 
 def _few_sizes(count: int) -> int:
@@ -129,7 +124,7 @@ def _pushed(
     checked = checked_inputs(fit.traced, x)
     with compiling_for(place_of(fit.traced.params)):
         if wants_gradient(x) and backprop:
-            return _as_of_one(fit, first, _differentiable(fit, x, predictive(fit.model_fn), cut))
+            return _as_of_one(fit, first, _differentiable(fit, x, checked, predictive(fit.model_fn), cut))
         if wants_gradient(x):
             warnings.warn(
                 "The input requires a gradient, and predictions of this Laplace approximation are not differentiable "
@@ -142,7 +137,7 @@ def _pushed(
 
 
 def _differentiable(
-    fit: FittedModel, x: Any, function: OfBatches | OfDraws, cut: Callable[[Any, int], Any] | None
+    fit: FittedModel, x: Any, checked: Any, function: OfBatches | OfDraws, cut: Callable[[Any, int], Any] | None
 ) -> Any:
     """A function of a batch of tensors as torch can differentiate it: by programs for few sizes of batches."""
     count = jax.tree.leaves(x)[0].shape[0]
@@ -154,7 +149,7 @@ def _differentiable(
         return of(x)
     if cut is not _cut:
         return cut(of(_filled(x, _few_sizes(count) - count)), count)
-    size = min(function.piece(checked_inputs(fit.traced, x)), _few_sizes(count))
+    size = min(function.piece(checked), _few_sizes(count))
     whole = _filled(x, -count % size)
     parts = [of(jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole)) for i in range(0, count, size)]
     return cut(parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: torch.cat(leaves), *parts), count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -89,28 +90,23 @@ def trace(
                 judge.verify(traced, inputs)
             except MismatchError as error:
                 raise observed.explained(error) from error
-            for call in observed.ties[:1]:
-                if judge.follows_order(traced, inputs):
-                    raise TraceError(f"{open_order(call.operator, call.line)} Another order changes the results.")
+            ties = observed.ties
+            if ties and judge.follows_order(traced, inputs):
+                raise TraceError(f"{open_order(ties[0].operator, ties[0].line)} Another order changes the results.")
         return traced
 
 
 def _all_sizes(traced: TracedModel, observed: Observed, judge: Judge, inputs: Inputs, verify: bool) -> TracedModel:
     """The traced model with the batch sizes that export sets apart: one sample, and an example that is too short."""
 
-    def alone(count: int) -> TracedModel:
-        few = samples(inputs, count)
-        shorter = judge.snapshot.around(lambda: trace_export(judge.model, few, dynamic=False))
-        if verify:
-            judge.verify(shorter, few)
-        return shorter
+    def follow(count: int, *, dynamic: bool = True) -> TracedModel:
+        some = samples(inputs, count)
+        found = judge.snapshot.around(lambda: trace_export(judge.model, some, dynamic=dynamic))
+        if verify and not (dynamic and found.batch.refusal(count)):
+            judge.verify(found, some)
+        return found
 
-    def follow(count: int) -> TracedModel:
-        many = samples(inputs, count)
-        other = judge.snapshot.around(lambda: trace_export(judge.model, many))
-        if verify and other.batch.refusal(count) is None:
-            judge.verify(other, many)
-        return other
+    alone = partial(follow, dynamic=False)
 
     def agrees() -> bool:
         return verify and judge.agrees(traced, samples(inputs, 1))

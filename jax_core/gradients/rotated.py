@@ -51,9 +51,7 @@ class Coordinates:
             weights = layout.split(weights[None])
         return cls(
             tuple(bases[slot.leaf] for slot in layout.plain),
-            tuple(
-                bases[s.leaf][::-1] if s.is_table else bases[s.leaf] for s in layout.factored
-            ),  # cotangents', vectors'
+            tuple(bases[s.leaf][:: -1 if s.is_table else 1] for s in layout.factored),  # cotangents', vectors'
             weights,
             None if columns is None else layout.split(columns.T),
         )

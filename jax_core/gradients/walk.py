@@ -129,16 +129,18 @@ def in_turn(evaluate: Callable[[Any], Any], count: Any, group: int) -> Any:
     """The results of the first ``count`` rounds, or of all, joined along their leading axis; the rest stays zero."""
     if group == 1:
         return evaluate(0)
-    if count is None:
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(evaluate, jnp.arange(group)))
+    filled = jax.lax.map(evaluate, jnp.arange(group)) if count is None else _looped(evaluate, count, group)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), filled)
+
+
+def _looped(evaluate: Callable[[Any], Any], count: Any, group: int) -> Any:
+    """The number of rounds is an argument: one program serves batches of every size."""
     empty = jax.tree.map(lambda s: jnp.zeros((group, *s.shape), s.dtype), jax.eval_shape(evaluate, 0))
 
     def store(i: Any, results: Any) -> Any:
         return jax.tree.map(lambda buffer, new: buffer.at[i].set(new), results, evaluate(i))
 
-    # The number of rounds is an argument: one program serves batches of every size.
-    filled = jax.lax.fori_loop(0, count, store, empty)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), filled)
+    return jax.lax.fori_loop(0, count, store, empty)
 
 
 def _cut(leaf: Array, start: int, size: int, chunk: int) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jax_core.data.batches import Batch
 from jax_core.operators import Operator
 from jax_core.tuning.families import Family, LabelFamily
-from jax_core.tuning.joint import Table, fit_temperature, loss_table, scaled_losses
+from jax_core.tuning.joint import Table, fit_temperature, loss_table, scaled_losses, sharpest_temperature
 from jax_core.tuning.marginals import Marginals, marginals_on_grid
 from jax_core.tuning.optimism import effective_parameters, penalty_table, responses
 from jax_core.types import ArrayLike, ModelFn, Params
@@ -38,8 +38,8 @@ class Searched(NamedTuple):
     temperature: float
 
     def without_sharpest(self) -> Searched:
-        """Without the columns below a quarter of the temperature of temperature scaling, or of one."""
-        kept = self.temperatures >= 0.25 * min(1.0, self.temperature)
+        """Without the columns below :func:`~jax_core.tuning.joint.sharpest_temperature`."""
+        kept = self.temperatures >= sharpest_temperature(self.temperature)
         table = self.table._replace(losses=self.table.losses[..., kept])
         return self._replace(table=table, temperatures=self.temperatures[kept])
 
@@ -97,7 +97,7 @@ def held_out_search(
     grid = jnp.asarray(temperatures, jnp.result_type(float))
     for part, target in parts_with_targets(model_fn, mean, curvature, batches, precisions, together):
         tables.append(_of_examples(loss_table(family, part, target, grid), positions))
-        counts.append(_counts(family, target, positions))
+        counts.append(target_counts(family, target, positions))
         logits.append(part.mean)
         targets.append(target)
     table = Table(np.concatenate(tables), np.concatenate(counts))
@@ -154,7 +154,7 @@ def penalized_search(
         penalty = jnp.where(counted, penalty_table(family, tried, own, grid), 0.0)
         tables.append(_of_examples(loss_table(family, tried, target, grid) + penalty, positions))
         start += part.mean.shape[0]
-    table = Table(np.concatenate(tables), _counts(family, wanted, positions))
+    table = Table(np.concatenate(tables), target_counts(family, wanted, positions))
     _refuse_nothing(table)
     trace = np.asarray(jnp.where(seen, jnp.trace(response, axis1=-2, axis2=-1), 0.0), np.float64)
 
@@ -172,7 +172,7 @@ def _of_examples(values: Array | np.ndarray, positions: int) -> np.ndarray:
     return array.reshape(-1, positions, *array.shape[1:]).sum(1)
 
 
-def _counts(family: Family, target: Array, positions: int) -> np.ndarray:
+def target_counts(family: Family, target: Array, positions: int) -> np.ndarray:
     """What losses are a mean over: positions with a target, samples where a sample's labels are one target."""
     seen = _of_examples(family.seen(target), positions)
     return seen / positions if isinstance(family, LabelFamily) else seen

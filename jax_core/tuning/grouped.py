@@ -74,7 +74,7 @@ class GroupedSpectrum:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """Where groups begin and end."""
-        return _bounds(self.sizes)
+        return group_bounds(self.sizes)
 
     @full_precision
     def log_det_ratio(self, precision: Any) -> Float[Array, ""]:
@@ -86,7 +86,7 @@ class GroupedSpectrum:
 def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> GroupedSpectrum:
     assert projection.weights is not None
     weights = projection.weights[order]
-    bounds = _bounds(sizes)
+    bounds = group_bounds(sizes)
     values = jnp.stack([weights[a:b].mean() for a, b in bounds])
     if projection.columns is None or projection.values is None:
         return GroupedSpectrum(order, values, None, None, weights, sizes)
@@ -95,7 +95,8 @@ def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> Gr
     return GroupedSpectrum(order, values, columns, of_columns, weights, sizes)
 
 
-def _bounds(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+def group_bounds(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Where pieces of such sizes begin and end, one after the other."""
     return list(itertools.pairwise(np.cumsum([0, *sizes]).tolist()))
 
 

@@ -43,6 +43,11 @@ def default_temperatures() -> np.ndarray:
     return 2.0 ** np.arange(-3.0, 4.0, 0.5)
 
 
+def sharpest_temperature(scaling: float) -> float:
+    """The lowest temperature of logits that is taken, given that of temperature scaling alone."""
+    return 0.25 * min(1.0, scaling)
+
+
 class Table(NamedTuple):
     """Losses of held-out samples under every pair.
 

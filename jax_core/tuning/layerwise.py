@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +26,9 @@ from jax_core.gradients.jacobian_maps import map_rotated
 from jax_core.gradients.subspace import Subspace
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, LowRank, Operator, Projection, Symmetric
 from jax_core.tuning.collect import flat_targets
-from jax_core.tuning.grouped import group_sizes
+from jax_core.tuning.grouped import group_bounds, group_sizes
 from jax_core.types import ModelFn, Params, pytree
+from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.precision import full_precision
 
@@ -62,12 +62,11 @@ class LayerGroups:
     @classmethod
     def of(cls, leaves: tuple[int, ...], share: int, projection: Projection) -> LayerGroups:
         """Group the weights of a projection within tensors of so many entries."""
-        weights = np.broadcast_to(np.asarray(0.0 if projection.weights is None else projection.weights), sum(leaves))
-        starts = list(itertools.accumulate(leaves, initial=0))
-        order = np.concatenate([a + np.argsort(-weights[a:b]) for a, b in itertools.pairwise(starts)])
-        groups = [_sizes(weights[a:b], share) for a, b in itertools.pairwise(starts)]
+        weights, within = _weights(projection, leaves), group_bounds(leaves)
+        order = np.concatenate([a + np.argsort(-weights[a:b]) for a, b in within])
+        groups = [_sizes(weights[a:b], share) for a, b in within]
         sizes = tuple(itertools.chain.from_iterable(groups))
-        bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        bounds = group_bounds(sizes)
         values = jnp.asarray(np.array([weights[order[a:b]].mean() for a, b in bounds]))
         layers = np.repeat(np.arange(len(leaves)), [len(some) for some in groups])
         if projection.columns is None or projection.values is None:
@@ -79,7 +78,12 @@ class LayerGroups:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """Where groups begin and end."""
-        return list(itertools.pairwise(itertools.accumulate(self.sizes, initial=0)))
+        return group_bounds(self.sizes)
+
+
+def _weights(projection: Projection, leaves: tuple[int, ...]) -> np.ndarray:
+    """One for each coordinate."""
+    return np.broadcast_to(np.asarray(0.0 if projection.weights is None else projection.weights), sum(leaves))
 
 
 def _sizes(weights: np.ndarray, share: int) -> tuple[int, ...]:
@@ -135,14 +139,12 @@ def layer_products(
     projection = _projection(curvature, leaves)
     held = list(batches)
     count = sum(jax.tree.leaves(batch.input)[0].shape[0] for batch in held)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held[0].input)
-    outputs = math.prod(jax.eval_shape(model_fn, one, mean).shape)
+    outputs = math.prod(jax.eval_shape(model_fn, example_shapes(held[0].input), mean).shape)
     share = _fitting(projection, leaves, count * outputs, together)
-    prepare = partial(LayerGroups.of, leaves, share)
     made: list[LayerGroups] = []
 
     def prepared(ordered: Projection) -> LayerGroups:
-        made.append(prepare(ordered))
+        made.append(LayerGroups.of(leaves, share, ordered))
         return made[-1]
 
     run = map_rotated(model_fn, mean, Subspace(projection), prepared, _Kept(together))
@@ -185,8 +187,7 @@ def _projection(curvature: Operator, leaves: tuple[int, ...]) -> Projection:
             if tuple(part.size for part in parts) == leaves:
                 return curvature.projection()
         case Diagonal():
-            ends = list(itertools.accumulate(leaves, initial=0))
-            parts = tuple(Diagonal(curvature.diagonal[a:b]) for a, b in itertools.pairwise(ends))
+            parts = tuple(Diagonal(curvature.diagonal[a:b]) for a, b in group_bounds(leaves))
             return BlockDiagonal(parts).projection()
         case LowRank():
             return Projection(None, jnp.zeros(curvature.size, curvature.U.dtype), curvature.U, curvature.s)
@@ -202,11 +203,9 @@ def _projection(curvature: Operator, leaves: tuple[int, ...]) -> Projection:
 def _fitting(projection: Projection, leaves: tuple[int, ...], outputs: int, together: int) -> int:
     """How finely spectra are taken, so that what is kept of so many outputs fits."""
     rank = 0 if projection.columns is None else projection.columns.shape[1]
-    weights = np.broadcast_to(np.asarray(0.0 if projection.weights is None else projection.weights), sum(leaves))
-    ends = list(itertools.accumulate(leaves, initial=0))
-    needed = 0
+    weights, needed = _weights(projection, leaves), 0
     for share in _SHARES:
-        groups = sum(len(_sizes(weights[a:b], share)) for a, b in itertools.pairwise(ends))
+        groups = sum(len(_sizes(weights[a:b], share)) for a, b in group_bounds(leaves))
         needed = 4 * groups * (outputs * (together + rank) + rank**2)
         if needed <= _BYTES:
             return share

@@ -25,18 +25,16 @@ class Elsewhere:
         self.kept: dict[int, Any] = {}
 
     def add(self, *values: Any) -> None:
-        for value in tree_leaves(values):
-            if type(value) in (torch.Tensor, nn.Parameter) and not value.is_meta:
-                storage = value.untyped_storage()
-                self.kept[storage.data_ptr()] = storage
+        self.kept |= {storage.data_ptr(): storage for storage in _storages(values)}
 
     def holds(self, *values: Any) -> bool:
-        return any(
-            type(value) in (torch.Tensor, nn.Parameter)
-            and not value.is_meta
-            and value.untyped_storage().data_ptr() in self.kept
-            for value in tree_leaves(values)
-        )
+        return any(storage.data_ptr() in self.kept for storage in _storages(values))
+
+
+def _storages(values: Any) -> Iterator[Any]:
+    for value in tree_leaves(values):
+        if type(value) in (torch.Tensor, nn.Parameter) and not value.is_meta:
+            yield value.untyped_storage()
 
 
 class _Spread(TorchFunctionMode):

@@ -87,16 +87,22 @@ def test_a_dense_layer_of_one_sample_is_a_kronecker_product(x64):
         np.testing.assert_allclose(dense(part), exact[s, s], atol=1e-10)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("make", [mlp, cnn, attention])
-def test_predictive_is_that_of_the_dense_operator(x64, structure, make):
-    case = make()
-    curvature = fit(case, structure, rank=3).curvature
+def predicting_as_dense(case, curvature):
+    """The posterior under a prior precision of two, whose covariances are those of the dense operator."""
     covariance = jnp.linalg.inv(dense(curvature) + 2 * jnp.eye(curvature.size))
     rows = dense_jacobian(case)
     posterior = Posterior.create(case.params, curvature, jnp.asarray(2.0))
     found = linearized_predictive(case.model_fn, posterior)(case.inputs)
     np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+    return posterior
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("make", [mlp, cnn, attention])
+def test_predictive_is_that_of_the_dense_operator(x64, structure, make):
+    case = make()
+    curvature = fit(case, structure, rank=3).curvature
+    posterior = predicting_as_dense(case, curvature)
     expected = np.linalg.slogdet(np.asarray(dense(curvature) / 2 + jnp.eye(curvature.size)))[1]
     np.testing.assert_allclose(posterior.log_det_ratio(), expected, rtol=1e-9)
 

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core import Posterior, linearized_predictive
 from jax_core.operators import Kronecker
-from tests.cases import Case, dense_ggn, dense_jacobian, sample_loss
-from tests.jax_core.kronecker.test_fit import dense, fit, slices
+from tests.cases import Case, dense_ggn, sample_loss
+from tests.jax_core.kronecker.test_fit import dense, fit, predicting_as_dense, slices
 
 
 def _plain(met, result):
@@ -105,12 +104,7 @@ def test_ekfac_has_the_exact_diagonal_in_the_factors_coordinates(x64, model):
 @pytest.mark.parametrize("model", [siamese, applied_twice, recurrent])
 def test_predictions_are_those_of_the_operator(x64, structure, model):
     one = case(model)
-    curvature = fit(one, structure, rank=3).curvature
-    covariance = jnp.linalg.inv(dense(curvature) + 2 * jnp.eye(curvature.size))
-    rows = dense_jacobian(one)
-    posterior = Posterior.create(one.params, curvature, jnp.asarray(2.0))
-    found = linearized_predictive(one.model_fn, posterior)(one.inputs)
-    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+    predicting_as_dense(one, fit(one, structure, rank=3).curvature)
 
 
 def test_a_table_that_is_also_the_decoder_stays_a_dense_block_and_is_counted(x64):

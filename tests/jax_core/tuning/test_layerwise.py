@@ -5,21 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_core import FitOptions, LoaderPasses, Posterior, as_likelihood, fit_curvature, linearized_predictive
+from jax_core import Posterior, linearized_predictive
 from jax_core.data.batches import Batch
 from jax_core.operators import BlockDiagonal, Diagonal
 from jax_core.posterior import prior_vector
 from jax_core.tuning import layerwise
 from jax_core.tuning.layerwise import covariances, layer_products, refine
 from tests.cases import attention, cnn, mlp
-
-
-def curvature_of(case, structure):
-    passes = LoaderPasses([(case.inputs, case.targets("cross_entropy"))])
-    passes.preload()
-    how = FitOptions(structure=structure, rank=4, progress=False)
-    what = (case.model_fn, case.params, as_likelihood("cross_entropy"), passes, how)
-    return fit_curvature(*what, key=jax.random.key(0)).curvature
+from tests.jax_core.tuning.test_grouped import curvature_of
 
 
 def products_of(case, structure, monkeypatch, together=None):
