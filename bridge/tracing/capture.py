@@ -14,6 +14,7 @@ from torch import _decomp, fx
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.modules import module as torch_module
 from torch.nn.modules import transformer
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.errors import TraceError
@@ -21,8 +22,8 @@ from bridge.tracing.guards import guard_line
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.lowering import LOWERINGS
 from bridge.tracing.outputs import plain
-from bridge.tracing.source import module_names, raising_line, shown
-from bridge.tracing.writes import check_detached_writes, without_writes
+from bridge.tracing.source import module_names, raising_line, running_line, shown
+from bridge.tracing.writes import check_detached_writes, drop_last_copies, without_writes
 
 aten = torch.ops.aten
 
@@ -61,10 +62,11 @@ def _export(
 ) -> tuple[ExportedProgram, str | None]:
     """The program, and what fixed its batch size: a module and a line, "" if unknown, None if it stayed open."""
     watch = _BatchWatch(model)
-    with _quiet(), _without_data_branches(), watch.hooked():
+    with _quiet(), _without_data_branches(), watch.hooked(), _DetachedData():
         try:
             shapes = _dynamic(model, args, kwargs) if dynamic else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            drop_last_copies(program.graph)
             check_detached_writes(program.graph)
             _restore_stop_gradient(program.graph)
             if not without_writes(program.graph):
@@ -117,6 +119,23 @@ def _restore_stop_gradient(graph: fx.Graph) -> None:
             cut.meta = dict(item.meta)
             item.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
     graph.lint()
+
+
+class _DetachedData(TorchFunctionMode):
+    """Reads `h.data` as `h.detach()`, the same values without a derivative: export sees no operator in the first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _READ_DATA:
+            return args[0].detach()
+        if func == _REPLACE_DATA:
+            raise TraceError(
+                f"The model assigns to .data of a tensor in its forward{shown(running_line())}\n"
+                "Export does not see it. Compute a new tensor instead, as h = h + (f(h) - h).detach()."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_READ_DATA, _REPLACE_DATA = (getattr(torch.Tensor.data, name) for name in ("__get__", "__set__"))
 
 
 class _BatchWatch:
@@ -172,7 +191,10 @@ def _explained(error: Exception) -> str:
             f"The model's code branches on values of its data, which no fixed program can follow:{at}\n"
             "Write the choice as torch.where(condition, a, b), or leave that part out of the traced model."
         )
-    return f"torch.export cannot capture the model: {type(error).__name__}: {text.splitlines()[0] if text else ''}{at}"
+    return (
+        f"torch.export cannot capture the model: {type(error).__name__}: {text.splitlines()[0] if text else ''}{at}\n"
+        "Write that line with torch's own operators on tensors, or leave that part out of the traced model."
+    )
 
 
 @contextlib.contextmanager

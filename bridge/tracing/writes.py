@@ -45,6 +45,21 @@ def without_writes(graph: fx.Graph) -> bool:
     return True
 
 
+def drop_last_copies(graph: fx.Graph) -> None:
+    """Drop the copies into inputs that nothing reads, with which a graph ends.
+
+    For a buffer that a forward makes when it runs first, export writes such a copy into whatever input stands where
+    the buffer would: of another shape, or of another meaning.
+    """
+    for node in reversed(list(graph.nodes)):
+        if node.op == "output":
+            continue
+        copies = node.target is aten.copy_.default and not node.users
+        if not copies or not isinstance(node.args[0], fx.Node) or node.args[0].op != "placeholder":
+            return
+        graph.erase_node(node)
+
+
 def check_detached_writes(graph: fx.Graph) -> None:
     """Refuse writes through `detach()` or `.data` into what is read afterwards: torch's gradients pass them by.
 

@@ -4,6 +4,7 @@ import jax
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bridge.tracing import TraceError, trace
@@ -111,3 +112,44 @@ def test_a_hook_may_change_gradients_unless_it_returns_nothing():
 
     assert not may_change(logs)
     assert may_change(sometimes) and may_change(lambda g: g * 2) and may_change(nn.ReLU())
+
+
+def of_values(self, h, x):
+    return h + 2 * h.data
+
+
+def of_weights(self, h, x):
+    return h + F.linear(x, self.first.weight.data)
+
+
+def of_signs(self, h, x):
+    return h * (h.data > 0) + h.data.abs().sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("body", [of_values, of_weights, of_signs])
+def test_data_is_read_as_values_without_a_derivative(body):
+    model = Body(body).double()
+    with jax.enable_x64(True):
+        assert_same(model, trace(model, batch(4)), batch(5))
+
+
+@pytest.mark.parametrize("body", [lambda self, h, x: h.data.mul_(2) * h, lambda self, h, x: [h.data.zero_(), h][1]])
+def test_a_write_through_data_is_refused_where_it_stands(body):
+    with pytest.raises(
+        TraceError, match=r"writes into a tensor through detach\(\) or \.data, by aten.*in module 'model'"
+    ):
+        trace(Body(body), batch(2).float())
+
+
+def test_data_that_is_replaced_is_refused_where_it_stands():
+    def replaced(self, h, x):
+        h.data = h.data * 2
+        return h
+
+    with pytest.raises(TraceError, match=r"assigns to \.data.*test_faults_backward.py.*\n.*detach"):
+        trace(Body(replaced), batch(2).float())
+
+
+def test_what_leaves_torch_is_refused_with_a_remedy():
+    with pytest.raises(TraceError, match=r"test_faults_backward.py.*\n.*torch's own operators"):
+        trace(Body(lambda self, h, x: h + torch.from_numpy(h.detach().numpy())), batch(2).float())

@@ -1,5 +1,6 @@
 """In-place operators: made plain here where only they see the memory, by torch's functionalisation elsewhere."""
 
+import jax
 import pytest
 import torch
 from torch import nn
@@ -7,7 +8,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from bridge.tracing import MismatchError, explain, trace
-from tests.bridge.tracing.oracle import assert_carried
+from tests.bridge.tracing.oracle import assert_carried, compare
 
 
 class Body(nn.Module):
@@ -146,3 +147,31 @@ def test_explain_compares_what_a_module_returned_before_others_wrote_into_it():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True))
     rows = {row.module: row.error for row in explain(model, torch.randn(3, 4)).rows}
     assert rows["model.0"] < 1e-5 and rows["model.1"] < 1e-5
+
+
+class LazyBuffer(nn.Module):
+    """A buffer that the first forward makes, as cached masks and positions are."""
+
+    def __init__(self, declared):
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        if declared:
+            self.register_buffer("places", None)
+
+    def forward(self, x):
+        h = self.first(x)
+        if getattr(self, "places", None) is None:
+            self.register_buffer("places", torch.arange(3.0))
+        return h + self.places
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_buffer_made_by_the_first_forward_is_no_write_into_an_input(declared):
+    model, x = LazyBuffer(declared).double(), torch.randn(5, 4, dtype=torch.float64)
+    before = set(model.state_dict())
+    with jax.enable_x64(True):
+        first = trace(model, x)
+        assert set(model.state_dict()) == before
+        compare(model, first, (x[:2],), 1e-9)  # runs the model, which makes its buffer
+        assert "places" in model.state_dict()
+        compare(model, trace(model, x), (x[:2],), 1e-9)
