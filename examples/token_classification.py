@@ -6,8 +6,11 @@ A name is whatever stands behind a title, so that the network has to look at the
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
+import pictures
 import torch
+from matplotlib import pyplot as plt
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModelForTokenClassification, DistilBertConfig
@@ -17,6 +20,9 @@ from jax_core import Categorical
 
 TITLES, NAMES, OTHERS = range(1, 3), range(3, 13), range(13, 40)
 PAD, IGNORED = 0, -100
+_TEXT = """Dr Ms Ada Emmy Kurt Leon Carl Rosa Hugo Ines Otto Vera the a on in at of and then saw met read wrote
+baker miller smith hill stone brook field rose reed frost again today soon left here"""
+WORDS = ["", *_TEXT.split()]
 
 
 def sentence(rng: random.Random) -> tuple[list[int], list[int]]:
@@ -78,7 +84,7 @@ def scores(predict, data: DataLoader) -> tuple[float, float]:
     return right / count, nll / count
 
 
-def main(sentences: int = 128, epochs: int = 40) -> None:
+def main(sentences: int = 128, epochs: int = 40, folder: Path = pictures.RESULTS) -> None:
     torch.manual_seed(0)
     train = loader(sentences, seed=0)
     model = trained(train, epochs)
@@ -95,7 +101,41 @@ def main(sentences: int = 128, epochs: int = 40) -> None:
     print(f"{'method':10}{'accuracy':>9}{'NLL of a token':>16}")
     for method, predict in (("network", network), ("Laplace", la)):
         print("{:10}{:9.3f}{:16.4f}".format(method, *scores(predict, data)))
+    draw({"network": network, "Laplace": la}, next(iter(data)), folder)
     mistake(model, train)
+
+
+def draw(methods, batch, folder: Path) -> None:
+    """The sentences in which the network is surest of something wrong, by each method."""
+    tags, ids = batch["labels"], batch["input_ids"]
+    probabilities = {name: predict(batch)[..., 1] for name, predict in methods.items()}
+    surprise = (probabilities["network"] - tags).abs().where(tags != IGNORED, 0.0).amax(1)
+    rows = surprise.argsort(descending=True)[:6].tolist()
+    longest = int((tags[rows] != IGNORED).sum(1).max())
+    figure, axes = plt.subplots(len(methods), 1, figsize=(10, 5.6), layout="constrained", sharex=True)
+    for ax, (name, p) in zip(axes, probabilities.items(), strict=True):
+        there = tags[rows, :longest] != IGNORED
+        drawn = ax.imshow(p[rows, :longest].where(there, torch.nan), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for i, row in enumerate(rows):
+            for j in range(int(there[i].sum())):
+                word, value = WORDS[ids[row, j]], float(p[row, j])
+                style = {"weight": "bold"} if tags[row, j] else {}
+                ax.text(
+                    j,
+                    i,
+                    f"{word}\n{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="black" if value > 0.5 else "white",
+                    **style,
+                )
+        ax.set(ylabel="sentence", yticks=range(len(rows)), yticklabels=range(1, len(rows) + 1), title=name)
+    axes[-1].set(
+        xlabel="position of the word (names in bold)", xticks=range(longest), xticklabels=range(1, longest + 1)
+    )
+    figure.colorbar(drawn, ax=axes, label="probability of a name")
+    pictures.save(figure, folder, "token_classification")
 
 
 def mistake(model: torch.nn.Module, train: DataLoader) -> None:
@@ -107,4 +147,4 @@ def mistake(model: torch.nn.Module, train: DataLoader) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(folder=pictures.folder())
