@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jax_core.gradients.factored import FactoredRows, Layout, Slot
-from jax_core.gradients.product import Product
+from jax_core.gradients.product import Product, Results
 from jax_core.gradients.products import OnEscape, OnProduct, run_watched
 from jax_core.gradients.weight_order import Order, in_order
 from jax_core.types import ModelFn, Params
@@ -73,7 +73,7 @@ def find_layout(model_fn: ModelFn, params: Params, example: Any, worth: Worth = 
     found: dict[int, list[Sides]] = {}
     lost: set[int] = set()
 
-    def note(product: Product) -> Array:
+    def note(product: Product) -> Results:
         vectors, size = product.vectors(), sizes[product.leaf]
         width = shapes[product.leaf][0] if product.is_table else vectors.shape[1]
         sides = Sides(vectors.shape[0], size // max(width, 1), width, outputs, product.is_table)
@@ -139,7 +139,7 @@ def pullback(
     def output(plain: list[Array], probes: dict[int, Array]) -> tuple[Array, list[Array]]:
         vectors: dict[int, list[Array]] = {leaf: [] for leaf in factored}
 
-        def tap(product: Product) -> Array:
+        def tap(product: Product) -> Results:
             met, before = product.vectors(), vectors[product.leaf]
             start = sum(len(part) for part in before)
             before.append(met)
@@ -173,7 +173,7 @@ def _run(
 ) -> Array:
     """The model's output, with ``on_product`` in the place of each product with one of the matrices ``(*out, *in)``."""
 
-    def visit(product: Product) -> Array:
+    def visit(product: Product) -> Results:
         if product.is_table or product.axes == tuple(range(len(product.axes))):
             return on_product(product)
         if on_escape is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
@@ -13,6 +13,9 @@ from jax.extend.core import primitives
 from jaxtyping import Array, Float, Int
 
 from jax_core.xla.interpret import value_of
+
+Results: TypeAlias = Array | list[Any]
+"""Of a product: its value, or all that a loop gives."""
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -59,8 +62,8 @@ class Product:
     out_axes: tuple[int, ...]
     in_axes: tuple[int, ...]
     vectors: Callable[[], Float[Array, "S I"] | Int[Array, " S"]]
-    add: Callable[[Array], Array]
-    result: Array
+    add: Callable[[Array], Results]
+    result: Results
     scale: Float[Array, " O"] | None = None
     is_table: bool = False
 

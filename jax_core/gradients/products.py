@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
-from jaxtyping import Array
 
-from jax_core.gradients.product import Groups, Offset, Product, Result, Use, product_of
+from jax_core.gradients.loops import loop_product
+from jax_core.gradients.product import Groups, Offset, Product, Result, Results, Use, product_of
 from jax_core.types import ModelFn, Params
-from jax_core.xla.interpret import Tracked, interpret, value_of
+from jax_core.xla.interpret import Tracked, Visit, interpret, value_of
 
-OnProduct: TypeAlias = Callable[[Product], Array]
+OnProduct: TypeAlias = Callable[[Product], Results]
 OnOffset: TypeAlias = Callable[[int, int], None]
 OnEscape: TypeAlias = Callable[[int], None]
 
@@ -39,18 +39,22 @@ def run_watched(
         params: Its parameters.
         x: The example.
         watched: Numbers of leaves.
-        on_product: From a product to its result, once for each use of a leaf. Products with batch axes or groups are
-            left alone.
+        on_product: From a product to its result, once for each use of a leaf, and for a loop whose steps share one.
+            Products with batch axes or groups are left alone.
         on_offset: Called with ``(leaf, matrix)`` where a vector is added to the result of a matrix.
         on_escape: Called with a leaf wherever something else becomes of it.
     """
     closed = jax.make_jaxpr(model_fn)(x, params)
     known = [_labelled(i, leaf, watched, on_offset) for i, leaf in enumerate(jax.tree.leaves(params))]
 
-    def escape(label: Any) -> None:
-        if on_escape is not None and isinstance(label, Use | Offset):
-            on_escape(label.leaf)
+    visit = _watching(on_product, on_offset, on_escape)
+    result = interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0]
+    if isinstance(result, Tracked):
+        _escape(result.label, on_escape)
+    return value_of(result)
 
+
+def _watching(on_product: OnProduct, on_offset: OnOffset | None, on_escape: OnEscape | None) -> Visit:
     def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
         sides = [i for i, operand in enumerate(operands) if isinstance(operand, Tracked)]
         labels = [operands[i].label for i in sides]
@@ -67,12 +71,15 @@ def run_watched(
             followed = evaluate() if _note_offset(labels, on_offset) else None
         for label in labels:
             if followed is None or (uses and isinstance(label, Offset)):
-                escape(label)
+                _escape(label, on_escape)
         return evaluate() if followed is None else followed
 
-    result = interpret(closed.jaxpr, closed.consts, [*jax.tree.leaves(x), *known], visit)[0]
-    escape(result.label if isinstance(result, Tracked) else None)
-    return value_of(result)
+    return visit
+
+
+def _escape(label: Any, on_escape: OnEscape | None) -> None:
+    if on_escape is not None and isinstance(label, Use | Offset):
+        on_escape(label.leaf)
 
 
 def _labelled(number: int, leaf: Any, watched: set[int], on_offset: OnOffset | None) -> Any:
@@ -112,10 +119,15 @@ def _follow(
         own = jnp.transpose(other, [axis for axis, _ in sorted(enumerate(groups), key=lambda item: item[1])])
         whole = own if scale is None else scale * own
         return [Tracked(Use(leaf, groups, whole), results[0], shared=True)]
-    product = product_of(equation, operands, side, evaluate)
+    if equation.primitive is primitives.scan_p:
+        product = loop_product(equation, operands, side, evaluate, lambda seen, lost: _watching(seen, None, lost))
+    else:
+        product = product_of(equation, operands, side, evaluate)
     if product is None:
         return None
     result = on_product(product)
+    if isinstance(result, list):
+        return result
     return [Tracked(Result(leaf), result) if scale is None else result]  # what is added has other cotangents then
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from jax_core.gradients.product import Product
+from jax_core.gradients.product import Product, Results
 from jax_core.gradients.products import run_watched
 from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.compiled import as_jit_argument, cached_by_shape
@@ -98,7 +98,7 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
     found: dict[int, set[tuple[int, ...]]] = {}
     lost: set[int] = set()
 
-    def note(product: Product) -> Array:
+    def note(product: Product) -> Results:
         stored = tuple(range(len(product.axes)))
         found.setdefault(product.leaf, set()).add(stored if product.is_table else product.axes)
         return product.result

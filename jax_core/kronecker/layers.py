@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from jax_core.gradients.factored import Layout, Slot
 from jax_core.gradients.jacobians import Sides, find_layout
-from jax_core.gradients.product import Product
+from jax_core.gradients.product import Product, Results
 from jax_core.gradients.products import run_watched
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import cached_by_shape
@@ -56,7 +55,7 @@ def find_layers(model_fn: ModelFn, params: Params, example: Any) -> Layers:
     added: dict[int, list[int]] = {}
     lost: set[int] = set()
 
-    def count(product: Product) -> Array:
+    def count(product: Product) -> Results:
         uses[product.leaf] += 1
         return product.result
 

@@ -1,11 +1,13 @@
 """Which structure a call asks for, and what goes with it."""
 
+import jax
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bridge import Laplace
+from tests.bridge import dense
 
 
 def network():
@@ -55,3 +57,34 @@ def test_a_folded_normalisation_keeps_its_convolution_a_kronecker_product(struct
     data = TensorDataset(torch.randn(12, 1, 6, 6), torch.arange(12) % 3)
     la = Laplace(model, progress=False, hessian_structure=structure, rank=5).fit(DataLoader(data, batch_size=4))
     assert "2 Kronecker blocks" in la.plan.reason
+
+
+class Recurrent(nn.Module):
+    """The last step's state of a recurrent layer, and a head."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = kind(3, 5, batch_first=True, **options)
+        self.head = nn.Linear(10 if options.get("bidirectional") else 5, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "blocks"),
+    [
+        (nn.LSTM, {"num_layers": 2, "bidirectional": True}, 9),
+        (nn.GRU, {}, 3),
+        (nn.RNN, {"nonlinearity": "relu", "bias": False}, 3),
+    ],
+)
+def test_recurrent_matrices_have_kronecker_blocks_of_which_the_diagonal_is_exact(kind, options, blocks):
+    model = Recurrent(kind, **options).double().eval()
+    x, y = torch.randn(12, 6, 3, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 3
+    la = dense.fit(model, x, y, structure="ekfac")
+    assert la.plan.reason.startswith(f"{blocks} Kronecker blocks")
+    exact = dense.ggn(model, x, lambda z, i: nn.functional.cross_entropy(z, y[i : i + 1], reduction="sum"))
+    with jax.enable_x64(True):
+        assert dense.trace_of(la) == pytest.approx(float(torch.as_tensor(exact).trace()), rel=1e-8)

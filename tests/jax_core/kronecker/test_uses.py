@@ -1,5 +1,7 @@
 """Each use of a matrix is a position of its Kronecker block, by the definition of both approximations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +40,22 @@ def recurrent(x, p, tap=_plain):
     return state @ p["out"]
 
 
+def looped(x, p, *, reverse=False, weight=lambda p: p["w"], also=lambda p: 0.0):
+    """The same as one loop, whose steps multiply by the matrix."""
+
+    def step(state, at):
+        state = jnp.tanh(state @ weight(p) + p["b"] + jnp.concatenate([at, at]) + also(p))
+        return state, state
+
+    steps = x.reshape(4, 2)
+    last, states = jax.lax.scan(step, jnp.ones(4), steps[::-1] if reverse else steps, reverse=reverse)
+    return (last + 0.0 * states.sum(0)) @ p["out"]
+
+
 def case(model):
     keys = iter(jax.random.split(jax.random.key(0), 4))
     params = {name: jax.random.normal(next(keys), s) for name, s in {"w": (4, 4), "b": (4,), "out": (4, 3)}.items()}
-    return Case(model.__name__, model, params, jax.random.normal(next(keys), (7, 8)), 3)
+    return Case(getattr(model, "__name__", "looped"), model, params, jax.random.normal(next(keys), (7, 8)), 3)
 
 
 def factors(one, kfac_approx):
@@ -105,6 +119,40 @@ def test_ekfac_has_the_exact_diagonal_in_the_factors_coordinates(x64, model):
 def test_predictions_are_those_of_the_operator(x64, structure, model):
     one = case(model)
     predicting_as_dense(one, fit(one, structure, rank=3).curvature)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kfac_approx", ["expand", "reduce"])
+def test_a_loop_is_the_same_as_its_steps_one_after_the_other(x64, kfac_approx, reverse):
+    loop, unrolled = case(functools.partial(looped, reverse=reverse)), case(recurrent)
+    found = fit(loop, "kron", kfac_approx=kfac_approx)
+    wanted = fit(unrolled, "kron", kfac_approx=kfac_approx).curvature.parts[2]
+    assert ", 1 dense (" in found.plan.reason
+    np.testing.assert_allclose(dense(found.curvature.parts[2]), dense(wanted), atol=1e-10)
+    predicting_as_dense(loop, found.curvature)
+
+
+@pytest.mark.parametrize("structure", ["ekfac", "kron_lowrank"])
+def test_the_diagonal_of_a_loop_is_exact_in_the_factors_coordinates(x64, structure):
+    one = case(looped)
+    found = fit(one, structure, rank=3).curvature
+    blocks = found if structure == "ekfac" else found.blocks
+    exact = blocks.rotate(blocks.rotate(dense_ggn(one, "cross_entropy")).T)
+    spectrum = blocks.spectrum if structure == "ekfac" else blocks.spectrum + jnp.square(found.U) @ found.s
+    np.testing.assert_allclose(spectrum, jnp.diag(exact), atol=1e-10)
+    predicting_as_dense(one, found)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"weight": lambda p: p["w"] * jnp.arange(1.0, 5.0)[:, None]}, {"also": lambda p: p["w"].sum(0)}],
+)
+def test_a_loop_that_does_more_with_a_matrix_leaves_it_a_dense_block(x64, other):
+    one = case(functools.partial(looped, **other))
+    found = fit(one, "kron")
+    assert "1 Kronecker block, 2 dense (" in found.plan.reason
+    exact = dense_ggn(one, "cross_entropy")[slices(one)[2], slices(one)[2]]
+    np.testing.assert_allclose(dense(found.curvature.parts[2]), exact, atol=1e-10)
 
 
 def test_a_table_that_is_also_the_decoder_stays_a_dense_block_and_is_counted(x64):
