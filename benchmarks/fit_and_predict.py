@@ -36,7 +36,7 @@ def ours():
         passes = LoaderPasses([(x.numpy(), y.numpy()) for x, y in loader])
         passes.preload()
         key = jax.random.key(0)
-        found = fit_curvature(la._fit.model_fn, la._fit.params, la.likelihood, passes, options, key=key)
+        found = fit_curvature(la._fit.model_fn, la._fit.params, la.loss_fn.likelihood, passes, options, key=key)
         jax.block_until_ready(found.curvature.U)
 
     automatic = replace(la.options, method="auto")

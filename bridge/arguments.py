@@ -47,6 +47,9 @@ class Parameters:
         except (TypeError, ValueError):
             return cls((), frozenset(), (), more_places=True, more_names=True)
         kinds = {p.kind for p in given}
+        base = getattr(model, "get_base_model", None)
+        if base is not None and kinds <= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+            return cls.of(base())  # peft hands all on to the model inside
         placed = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         return cls(

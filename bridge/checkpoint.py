@@ -95,7 +95,7 @@ def to_bytes(la: LaplaceState) -> bytes:
         "kfac_approx": la.options.kfac_approx,
         "curvature": kinds_of(curvature),
         "subset": dataclasses.asdict(fit.subset),
-        "likelihood": describe(la.likelihood),
+        "likelihood": describe(la.loss_fn.likelihood),
         "link": la.link_approx,
         "temperature": hyper.temperature,
         "logit_temperature": hyper.logit_temperature,
@@ -122,7 +122,7 @@ def check_description(record: Record, la: LaplaceState) -> None:
         ("structure", la.options.structure, "hessian_structure"),
         ("of", la.options.curvature, "curvature"),
         ("kfac_approx", la.options.kfac_approx, "kfac_approx"),
-        ("likelihood", describe(la.likelihood), "likelihood"),
+        ("likelihood", describe(la.loss_fn.likelihood), "likelihood"),
     ):
         theirs = record.described.get(name, earlier.get(name))
         if theirs != ours:

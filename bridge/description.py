@@ -14,6 +14,7 @@ from bridge.hyperparameters import Hyperparameters, Value, shown
 from bridge.losses import Loss
 from bridge.options import LinkName, one_of, whole
 from bridge.parameter_order import ParameterOrder
+from bridge.placement import device_of
 from bridge.subset import Subset
 from bridge.wide_types import InOwnTypes, is_wide
 from jax_core.fit import PER_LAYER, FitOptions
@@ -43,7 +44,7 @@ class Description(InOwnTypes, nn.Module):
     ) -> None:
         """Validate and keep the description."""
         super().__init__()
-        self.model, self.loss, self.options, self.reading, self.seed = model, loss, options, reading, seed
+        self.model, self.loss_fn, self.options, self.reading, self.seed = model, loss, options, reading, seed
         self.subset = subset.for_structure(options.structure)
         self.order = subset.order(model)
         self.link_approx, self.n_samples, self.enable_backprop = link_approx, n_samples, enable_backprop
@@ -60,9 +61,15 @@ class Description(InOwnTypes, nn.Module):
         return is_wide(self.model)
 
     @property
-    def likelihood(self) -> Likelihood:
-        """The likelihood, of outputs with classes last."""
-        return self.loss.likelihood
+    def likelihood(self) -> str | Likelihood:
+        """The likelihood by the name that it was given by, or of outputs with classes last."""
+        return self.loss_fn.name or self.loss_fn.likelihood
+
+    @likelihood.setter
+    def likelihood(self, value: Any) -> None:
+        raise AttributeError(
+            f"likelihood={value!r}: the likelihood is part of the curvature. Construct a Laplace with it and fit that."
+        )
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -92,7 +99,7 @@ class Description(InOwnTypes, nn.Module):
     @property
     def prior_precision(self) -> torch.Tensor:
         """A number, or one per tensor or parameter, as in ``model.parameters()``; setting it takes no new fit."""
-        return shown(self._hyper.prior_precision)
+        return self._as_weights(self._hyper.prior_precision)
 
     @prior_precision.setter
     def prior_precision(self, value: Any) -> None:
@@ -101,7 +108,7 @@ class Description(InOwnTypes, nn.Module):
     @property
     def prior_mean(self) -> torch.Tensor:
         """The mean of the prior, like :attr:`prior_precision`; only the evidence depends on it."""
-        return shown(self._hyper.prior_mean)
+        return self._as_weights(self._hyper.prior_mean)
 
     @prior_mean.setter
     def prior_mean(self, value: Any) -> None:
@@ -110,7 +117,7 @@ class Description(InOwnTypes, nn.Module):
     @property
     def sigma_noise(self) -> torch.Tensor:
         """Standard deviation of a regression's noise; after ``fit`` one number for another takes no new fit."""
-        return shown(self._hyper.sigma_noise)
+        return self._as_weights(self._hyper.sigma_noise)
 
     @sigma_noise.setter
     def sigma_noise(self, value: Any) -> None:
@@ -161,18 +168,22 @@ class Description(InOwnTypes, nn.Module):
 
     def _logits(self, value: Any) -> float:
         found = hyperparameters.temperature(value, "logit_temperature")
-        if found != 1.0 and not isinstance(self.likelihood, Categorical | Bernoulli):
+        if found != 1.0 and not isinstance(self.loss_fn.likelihood, Categorical | Bernoulli):
             raise ValueError(
-                f"logit_temperature={value!r} with the likelihood {type(self.likelihood).__name__}, which has no "
-                "logits. Leave it out; a regression has sigma_noise."
+                f"logit_temperature={value!r} with the likelihood {type(self.loss_fn.likelihood).__name__}, which has "
+                "no logits. Leave it out; a regression has sigma_noise."
             )
         return found
 
+    def _as_weights(self, value: Value) -> torch.Tensor:
+        """A hyperparameter where the weights are, in the type of results about them."""
+        return shown(value).to(device_of(self.model), torch.float64 if self.runs_wide() else torch.float32)
+
     def _noise(self, value: Any) -> Value:
         noise = hyperparameters.sigma_noise(value)
-        if not isinstance(self.likelihood, Gaussian) and not (isinstance(noise, float | int) and noise == 1.0):
+        if not isinstance(self.loss_fn.likelihood, Gaussian) and not (isinstance(noise, float | int) and noise == 1.0):
             raise ValueError(
-                f"sigma_noise={value!r} with the likelihood {type(self.likelihood).__name__}: noise belongs to "
+                f"sigma_noise={value!r} with the likelihood {type(self.loss_fn.likelihood).__name__}: noise belongs to "
                 "regression. Leave it out, or use likelihood='regression'."
             )
         return noise

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from bridge.dataloader import ToBatch, as_torch_batch
 from bridge.model_inputs import by_position, with_keywords
 from bridge.options import LinkName, PredictionType, check_generator, one_of, whole
-from bridge.predictives import Request, distribution, is_regression, predict, sampled_outputs
+from bridge.peer_options import Jacobians
+from bridge.predictives import Request, distribution, is_regression, jacobians, predict, sampled_outputs
 from bridge.sampling import entropies, gaussian_samples, key_of, predicted_variances, to_predictions
 from bridge.weight_space import WeightSpace
 from jax_core.likelihoods import Gaussian, Heteroscedastic
@@ -94,6 +95,49 @@ class FunctionSpace(WeightSpace):
         ready, posterior = self.ready_for(x), self.posterior
         backprop = self.enable_backprop
         return ready.shown(distribution(ready.fit, posterior, ready.batch, joint=joint, backprop=backprop))
+
+    def jacobians(self, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Derivatives of a sample's ``D`` flattened outputs by the weights that the posterior covers.
+
+        What :meth:`functional_variance` takes; predictions hold a few samples' at a time, and a last layer's never.
+
+        Args:
+            x: A batch of inputs.
+
+        Returns:
+            Jacobians ``(B, D, P)``, weights as in :attr:`mean`, and the outputs in the shape of ``model(x)``.
+
+        Raises:
+            RuntimeError: Before ``fit``, or if the model's weights have changed since.
+            ValueError: If inputs do not fit, or all these numbers would take more than eight gigabytes.
+        """
+        ready = self.ready_for(x)
+        rows, outputs = jacobians(ready.fit, ready.batch, self.order)
+        return rows, ready.shown(outputs)
+
+    def predictive(
+        self, x: Any, pred_type: PredictionType = "glm", link_approx: LinkName | None = None, n_samples: int = 100
+    ) -> Any:
+        """:meth:`forward` with laplace-torch's shorter list of arguments."""
+        return self(x, pred_type=pred_type, link_approx=link_approx, n_samples=n_samples)
+
+    def functional_variance_fast(self, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of each output (the logits, if it classifies), in the shape of ``model(x)``."""
+        return self._glm_predictive_distribution(x, diagonal_output=True)
+
+    def _glm_predictive_distribution(
+        self, X: Any, joint: bool = False, diagonal_output: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """laplace-torch's private name of :meth:`predictive_distribution`, which libraries around it call."""
+        mean, covariance = self.predictive_distribution(X, joint=joint)
+        if joint:
+            return mean.reshape(-1), covariance.reshape(mean.numel(), mean.numel())
+        return mean, covariance.diagonal(dim1=-2, dim2=-1).reshape(mean.shape) if diagonal_output else covariance
+
+    @property
+    def backend(self) -> Jacobians:
+        """What else of laplace-torch's backend is asked for by name: Jacobians."""
+        return Jacobians(self.jacobians)
 
     def functional_samples(
         self,

@@ -69,7 +69,10 @@ def sigma_noise(value: Any) -> Value:
     Raises:
         ValueError: If an entry is not positive and finite.
     """
-    return _checked("sigma_noise", value, positive=True)
+    found = _checked("sigma_noise", value, positive=True)
+    if not isinstance(found, float | int) and found.size == 1:
+        raise ValueError(f"sigma_noise of shape {found.shape}: give one number, or one per output.")
+    return found
 
 
 def temperature(value: Any, name: str = "temperature") -> float:

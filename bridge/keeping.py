@@ -80,7 +80,7 @@ class KeptLaplace(LaplaceState):
         """A copy with a model of its own; the fit, which never changes, is shared."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        shared = {"_fit", "_posterior", "loss", "options", "reading", "subset", "order", "_hyper", "_record"}
+        shared = {"_fit", "_posterior", "loss_fn", "options", "reading", "subset", "order", "_hyper", "_record"}
         new.__dict__.update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
         if new._fit is not None:
             new._fit = dataclasses.replace(new._fit, watch=WeightWatch(new.model))

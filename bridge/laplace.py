@@ -11,9 +11,10 @@ from torch import nn
 
 from bridge.dataloader import ToBatch
 from bridge.fitting import ReadOptions, Tracer, fit_module
+from bridge.hyperparameters import shown
 from bridge.losses import to_loss
 from bridge.options import LinkName, one_of, spelled, whole
-from bridge.peer_options import check_structure, curvature_of, kfac_approx_of
+from bridge.peer_options import check_structure, curvature_of, kfac_approx_of, without_idle_options
 from bridge.subset import Subset, WeightSubset
 from bridge.tunable import TunableLaplace
 from bridge.wide_types import is_wide, wide_types
@@ -42,6 +43,7 @@ class Laplace(TunableLaplace):
         True
     """
 
+    @without_idle_options
     @spelled
     def __init__(
         self,
@@ -211,10 +213,10 @@ class Laplace(TunableLaplace):
             whole("num_total_samples", num_total_samples)
         before = self.fit_result(check_weights=False)[0] if self.is_fitted and not override else None
         self.current_order()
-        shown = self.reading.progress if progress_bar is None else progress_bar
-        options = dataclasses.replace(self.options, progress=shown)
-        reading = dataclasses.replace(self.reading, progress=shown)
-        what = (self.model, train_loader, self.loss, options, reading, self.hyperparameters, self.subset)
+        bars = self.reading.progress if progress_bar is None else progress_bar
+        options = dataclasses.replace(self.options, progress=bars)
+        reading = dataclasses.replace(self.reading, progress=bars)
+        what = (self.model, train_loader, self.loss_fn, options, reading, self.hyperparameters, self.subset)
         read = {"to_batch": to_batch, "checkpoint": checkpoint}
         with wide_types(is_wide(self.model)):  # the model may have been widened since an earlier fit
             try:
@@ -233,5 +235,5 @@ class Laplace(TunableLaplace):
         covered = "" if self.subset.kind == "all" else f"{self.subset.told}, "
         state = f"fitted on {self._fit.fitted.num_samples} samples" if self._fit else "not fitted"
         divided = "" if self.logit_temperature == 1.0 else f", logit_temperature={self.logit_temperature:.4g}"
-        prior = f"prior_precision={self.prior_precision}{divided}"
-        return f"{type(self.likelihood).__name__}, {shape}, {covered}{prior}, {state}"
+        prior = f"prior_precision={shown(self.hyperparameters.prior_precision)}{divided}"
+        return f"{type(self.loss_fn.likelihood).__name__}, {shape}, {covered}{prior}, {state}"

@@ -41,12 +41,14 @@ class Loss:
         class_axis: Where the outputs have their classes, counted in the batch; ``None`` for the last axis.
         transform: Applied to the outputs: to the logits of a model that returns probabilities.
         predicted: What predictions are about, where that is not the likelihood.
+        name: The name that it was asked for by, if any.
     """
 
     likelihood: Likelihood
     class_axis: int | None = None
     transform: Callable[[jax.Array], jax.Array] | None = None
     predicted: Likelihood | None = None
+    name: str | None = None
 
 
 def to_likelihood(loss: Any) -> Likelihood:
@@ -76,14 +78,14 @@ def to_loss(loss: Any) -> Loss:
         ValueError: For an unknown name or a loss module with no counterpart.
     """
     if loss == "reward_modeling":  # a comparison is a choice between two outputs; predictions are rewards
-        return Loss(Categorical(), predicted=Gaussian())
+        return Loss(Categorical(), predicted=Gaussian(), name="reward_modeling")
     if isinstance(loss, str):
         if loss not in _NAMES:
             raise ValueError(
                 f"Unknown likelihood {loss!r}. Choose one of {', '.join(map(repr, _NAMES))}, 'reward_modeling', or a "
                 "loss module."
             )
-        return Loss(as_likelihood(_NAMES[loss]))
+        return Loss(as_likelihood(_NAMES[loss]), name=next(name for name in _NAMES if name == loss))
     if isinstance(loss, nn.Module):
         return _of_module(loss)
     return Loss(as_likelihood(loss))

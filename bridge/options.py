@@ -21,9 +21,7 @@ _ELSEWHERE = MappingProxyType(
     {
         "damping": "the prior is added exactly to a Kronecker curvature, which needs none. Leave it out",
         "asdl_fisher_kwargs": "there are no backends. Choose curvature= and kfac_approx=",
-        "feature_reduction": "a last layer of any input is covered. Reduce features within the model",
         "functional_approximation": "hessian_structure='gp' with n_subset= is the one function-space posterior",
-        "independent_outputs": "the outputs of hessian_structure='gp' are correlated by the kernel. Leave it out",
         "objective": "it is called loss",
         "layerwise": "use prior_structure='layerwise'",
     }

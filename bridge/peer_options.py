@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 from bridge.options import one_of, whole
 from jax_core.curvature.fisher_likelihood import Curvature
 from jax_core.fit import Structure
 from jax_core.kronecker import KfacApprox
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_REDUCTIONS = (None, "average", "pick_first", "pick_last")
 _KINDS: tuple[tuple[str, Curvature], ...] = (("GGN", "ggn"), ("EF", "empirical_fisher"), ("Fisher", "mc_fisher"))
+
+
+@dataclass(frozen=True)
+class Jacobians:
+    """The two methods of laplace-torch's backends that are called on a fitted one.
+
+    Attributes:
+        of: :meth:`bridge.Laplace.jacobians`.
+    """
+
+    of: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
+
+    def jacobians(self, x: Any, enable_backprop: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the weights that the posterior covers, and the outputs."""
+        if enable_backprop:
+            raise ValueError("These Jacobians are constants to torch. Differentiate la(x), with enable_backprop=True.")
+        return self.of(x)
+
+    def last_layer_jacobians(self, x: Any, enable_backprop: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, of a ``"last_layer"``."""
+        return self.jacobians(x, enable_backprop)
+
+
+def without_idle_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Take off options of laplace-torch that change nothing here; where one asks for something, that is warned of.
+
+    The wrapper raises ``ValueError`` for values that laplace-torch does not know, or that ask for what is not here.
+    """
+
+    @functools.wraps(function)
+    def without(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: dict[str, Any] = kwargs
+        if "feature_reduction" in given:
+            _told_of_reduction(given.pop("feature_reduction"))
+        if "independent_outputs" in given and given.pop("independent_outputs"):
+            warnings.warn("independent_outputs=True is not needed: how outputs vary together is kept.", stacklevel=2)
+        if given.get("functional_approximation") == "sod":
+            given.pop("functional_approximation")
+        for name, default in (("damping", False), ("asdl_fisher_kwargs", None)):
+            if name in given and given[name] == default:
+                given.pop(name)
+        return function(*args, **kwargs)
+
+    return without
+
+
+def _told_of_reduction(value: Any) -> None:
+    if value not in _REDUCTIONS:
+        raise ValueError(f"feature_reduction={value!r}. Leave it out: the model's own forward reduces features.")
+    if value is not None:
+        warnings.warn(
+            f"feature_reduction={str(getattr(value, 'value', value))!r} is not needed: a last layer is followed "
+            "through the model's own forward, however that reduces its features.",
+            stacklevel=3,
+        )
 
 
 def curvature_of(

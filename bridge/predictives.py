@@ -14,6 +14,7 @@ import torch
 from bridge.backprop import differentiable, wants_gradient
 from bridge.fitting import FittedModel
 from bridge.options import LinkName, PredictionType
+from bridge.parameter_order import ParameterOrder
 from bridge.placement import compiling_for, place_of
 from bridge.prediction import (
     InModelShape,
@@ -24,6 +25,7 @@ from bridge.prediction import (
     to_torch_like,
     unchanged,
 )
+from jax_core.gradients.jacobian_maps import map_jacobians
 from jax_core.gradients.walk import OfBatches
 from jax_core.likelihoods import Bernoulli, Categorical
 from jax_core.posterior import Posterior
@@ -33,6 +35,7 @@ from jax_core.xla.compiled import as_jit_argument
 
 JACOBIAN_BYTES = 2**30  # of one example
 _COVARIANCE_BYTES = 2**30  # of a batch
+_ROWS_BYTES = 2**33  # likewise, of Jacobians that are asked for
 _BY_VARIANCE: tuple[LinkName, ...] = ("probit", "mean_field_0")
 
 
@@ -87,6 +90,27 @@ def distribution(
     predictive, axes, cut = (joint_predictive, (1, 3), _cut_joint) if joint else (linearized_predictive, (1, 2), _cut)
     whole = InModelShape(as_jit_argument(unchanged), fit.layout, axes)
     return _pushed(fit, x, partial(predictive, posterior=posterior, finish=whole), backprop=backprop, cut=cut)
+
+
+def jacobians(fit: FittedModel, x: Any, order: ParameterOrder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Jacobians ``(B, D, P)`` over the weights in torch's order, and outputs in the model's shape."""
+    count, outputs = jax.tree.leaves(x)[0].shape[0], fit.layout.size
+    needed = count * fit.jacobian_bytes
+    if needed > _ROWS_BYTES:
+        raise ValueError(
+            f"Jacobians of {outputs} outputs of {count} samples would take {needed / 2**30:.3g} GiB. Give smaller "
+            "batches, or ask for what is made of them: la.predictive_distribution(x)."
+        )
+    found, rows = _pushed(fit, x, partial(map_jacobians, params=fit.params, function=_with_rows))
+    return rows[:, fit.layout.order][..., order.places_in_core], _in_model_shape(fit, found)
+
+
+def _with_rows(outputs: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return outputs, rows
+
+
+def _in_model_shape(fit: FittedModel, outputs: torch.Tensor) -> torch.Tensor:
+    return outputs[:, fit.layout.order].reshape(len(outputs), *fit.layout.shape)
 
 
 def _few_sizes(count: int) -> int:

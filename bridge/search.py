@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,6 +22,12 @@ Loss: TypeAlias = Objective | Callable[..., Any]
 ``(means, covariances, targets)``."""
 
 _METHODS = ("joint", "marglik", "gradient", "gridsearch")
+_IDLE: dict[str, tuple[str, ...]] = {
+    "marglik": ("val_loader", "grid"),
+    "gradient": ("val_loader", "grid"),
+    "gridsearch": ("n_steps", "lr", "init_prior_prec", "prior_structure"),
+}
+_UNSET = dict.fromkeys(("val_loader", "grid", "n_steps", "lr", "init_prior_prec")) | {"prior_structure": "scalar"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,9 @@ class Search:
         return replace(self, init_prior_prec=start, grid=grid)
 
     def checked(self, likelihood: Likelihood) -> Search:
-        """With the method asked for, or the best that the arguments allow; what it would not look at is refused.
+        """With the method asked for, or the best that the arguments allow.
+
+        What a method of laplace-torch does not look at there either is left out, with a warning.
 
         Raises:
             ValueError: Naming what goes with what.
@@ -79,8 +88,26 @@ class Search:
             positive("lr", self.lr)
         found = self if self.method is not None else replace(self, method=self._best(likelihood))
         one_of("method", found.method, TuningMethod)
+        found = found._without_idle()
         found._check(likelihood)
         return found
+
+    def _without_idle(self) -> Search:
+        """Without what the method, where it is one of laplace-torch's, does not look at; warns of what that is."""
+        idle = [name for name in _IDLE.get(self.method or "", ()) if self._says(name)]
+        if not idle:
+            return self
+        instead = (
+            "Held-out data are looked at by method='gridsearch', or where no method= is given."
+            if "val_loader" in idle or "grid" in idle
+            else "It finds one precision for all layers on a grid; method='marglik' takes the others."
+        )
+        warnings.warn(f"method={self.method!r} does not look at {', '.join(idle)}. {instead}", stacklevel=6)
+        return replace(self, **{name: _UNSET[name] for name in idle})
+
+    def _says(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value != "scalar" if name == "prior_structure" else value is not None
 
     def _best(self, likelihood: Likelihood) -> TuningMethod:
         if self.val_loader is not None:
@@ -92,16 +119,8 @@ class Search:
         return self.pred_type == "nn"
 
     def _check(self, likelihood: Likelihood) -> None:
-        by_evidence = self.method in ("marglik", "gradient")
-        if by_evidence and (self.val_loader is not None or self.grid is not None):
-            raise ValueError(
-                f"method={self.method!r} takes neither val_loader nor grid. Choose method='gridsearch' for those."
-            )
-        if self.method == "gridsearch" and (self.val_loader is None or self.climbs):
-            raise ValueError(
-                "method='gridsearch' needs val_loader= and finds one precision for all layers on a grid; n_steps, lr, "
-                "init_prior_prec and prior_structure go with method='marglik' or 'gradient'."
-            )
+        if self.method == "gridsearch" and self.val_loader is None:
+            raise ValueError("method='gridsearch' needs held-out data: val_loader=.")
         if self.method != "joint":
             return
         if self.loss != "nll" or self.climbs or self._sampled:

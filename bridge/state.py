@@ -46,7 +46,7 @@ class LaplaceState(Description):
 
     def loss_for(self, layout: OutputLayout, hyper: Hyperparameters) -> Loss:
         """The loss with the noise per output in it."""
-        return with_noise(self.loss, hyper.sigma_noise, layout)
+        return with_noise(self.loss_fn, hyper.sigma_noise, layout)
 
     def _change(self, **values: Any) -> None:
         hyper = dataclasses.replace(self._hyper, **values)

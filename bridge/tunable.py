@@ -108,7 +108,7 @@ class TunableLaplace(FunctionSpace):
             n_samples=n_samples,
             progress=self.options.progress if progress_bar is None else progress_bar,
             to_batch=to_batch,
-        ).checked(self.likelihood)
+        ).checked(self.loss_fn.likelihood)
         tuned = tune(self, search)
         self.take(tuned)
         if search.method == "joint":

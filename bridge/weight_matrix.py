@@ -53,6 +53,20 @@ class WeightMatrix(InOwnTypes, ABC):
         rows = to_jax(columns[:, self.order.core_places]).astype(self._entries().dtype)
         return self._tensor(self._products(rows)).T.reshape(vectors.shape)
 
+    def bmm(self, W: torch.Tensor) -> torch.Tensor:
+        """Products with vectors on the last axis of ``(..., P)``, laplace-torch's form of ``@``."""
+        return self._along(W, self._products)
+
+    def _along(self, W: torch.Tensor, products: Callable[[jax.Array], jax.Array]) -> torch.Tensor:
+        if W.ndim == 0 or W.shape[-1] != self.order.size:
+            raise ValueError(f"Vectors of shape {tuple(W.shape)}: the last axis runs over {self.order.size} weights.")
+        rows = W.reshape(-1, self.order.size).detach().cpu()[:, self.order.core_places]
+        return self._tensor(products(to_jax(rows).astype(self._entries().dtype))).reshape(W.shape)
+
+    def diag(self) -> torch.Tensor:
+        """:meth:`diagonal`."""
+        return self.diagonal()
+
     def to_matrix(self) -> torch.Tensor:
         """All of it, ``(P, P)``.
 
@@ -108,9 +122,36 @@ class PosteriorPrecision(WeightMatrix):
         Raises:
             ValueError: If it would take more than two gigabytes, or for another exponent.
         """
-        if exponent not in (1, -1):
-            raise ValueError(f"exponent={exponent!r}: 1 gives the precision, -1 the covariance.")
+        _check_exponent(exponent)
         return self._written(self._products if exponent == 1 else self._covariances)
+
+    def diag(self, exponent: float = 1) -> torch.Tensor:
+        r"""The diagonal ``(P,)``, or with ``exponent=-1`` that of the covariance $\Sigma$.
+
+        Raises:
+            ValueError: For another exponent.
+        """
+        _check_exponent(exponent)
+        return self.diagonal() if exponent == 1 else self._tensor(self.posterior.variances())
+
+    def bmm(self, W: torch.Tensor, exponent: float = -1) -> torch.Tensor:
+        r"""Products with vectors on the last axis of ``(..., P)``.
+
+        Args:
+            W: The vectors.
+            exponent: With the covariance $\Sigma$, -1; the precision, 1; or -0.5, an $S$ with $S S^\top = \Sigma$.
+
+        Raises:
+            ValueError: For another exponent, or vectors of another length.
+        """
+        known = {1: self._products, -1: self._covariances, -0.5: self._scales}
+        if exponent not in known:
+            raise ValueError(f"exponent={exponent!r}: give -1, the covariance, -0.5, its root, or 1, the precision.")
+        return self._along(W, known[exponent])
+
+    def inv_square_form(self, W: torch.Tensor) -> torch.Tensor:
+        r"""$W \Sigma W^\top$ of ``(..., K, P)``, as ``(..., K, K)``: of Jacobians, the covariance of outputs."""
+        return self.bmm(W) @ W.to(self.device, self.dtype).mT
 
     def logdet(self) -> torch.Tensor:
         r"""$\log\det\Sigma^{-1}$."""
@@ -132,11 +173,19 @@ class PosteriorPrecision(WeightMatrix):
     def _products(self, rows: jax.Array) -> jax.Array:
         return each(Posterior.precision_flat, self.posterior, rows)
 
+    def _scales(self, rows: jax.Array) -> jax.Array:
+        return each(Posterior.scale_flat, self.posterior, rows)
+
     def _covariances(self, rows: jax.Array) -> jax.Array:
         return each(Posterior.cov_flat, self.posterior, rows)
 
     def _entries(self) -> jax.Array:
         return self.posterior.precisions()
+
+
+def _check_exponent(exponent: float) -> None:
+    if exponent not in (1, -1):
+        raise ValueError(f"exponent={exponent!r}: 1 gives the precision, -1 the covariance.")
 
 
 def check_dense(size: int, instead: str) -> None:

@@ -223,6 +223,11 @@ class WeightSpace(KeptLaplace):
         return self._like(self._density.scatter(self.core_prior_mean))
 
     @property
+    def loss(self) -> torch.Tensor:
+        """What the network loses on the training data in all: negative log-likelihoods, of a regression at noise 1."""
+        return self._like(self.fit_result(check_weights=False)[0].fitted.nll if self.is_fitted else 0.0)
+
+    @property
     def log_likelihood(self) -> torch.Tensor:
         r"""$\log p(\mathcal D \mid \theta^*)$ over the temperature."""
         return self._like(self.evidence().fit)
@@ -257,7 +262,7 @@ class WeightSpace(KeptLaplace):
         if prior_precision is not None:
             self.prior_precision = prior_precision
         if sigma_noise is not None:
-            if not isinstance(self.likelihood, Gaussian):
+            if not isinstance(self.loss_fn.likelihood, Gaussian):
                 raise ValueError("sigma_noise belongs to regression: this likelihood has none to change.")
             self.sigma_noise = sigma_noise
         moving = [v for v in (prior_precision, sigma_noise) if isinstance(v, torch.Tensor) and v.requires_grad]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_core.likelihoods import as_likelihood, score
+from jax_core.likelihoods import Categorical, as_likelihood, score
 
 
 def create_loss_hessian_mv(loss_fn: Any) -> Callable[[Array, Array, Any], Array]:
@@ -24,14 +24,19 @@ def create_loss_hessian_mv(loss_fn: Any) -> Callable[[Array, Array, Any], Array]
             `loss(output, target)` of one sample, or a likelihood.
 
     Returns:
-        `(jv, pred, target) -> H jv`, shaped like `pred`.
+        `(jv, pred, target) -> H jv`, shaped like `pred`; a loss by name can do without the target.
 
     Raises:
         ValueError: If the name of the loss is unknown.
+        TypeError: From the product, without the target that a loss of one's own needs.
     """
     likelihood = as_likelihood(loss_fn)
 
-    def hessian_mv(jv: Array, pred: Array, target: Any) -> Array:
+    def hessian_mv(jv: Array, pred: Array, target: Any = None) -> Array:
+        if target is None:
+            if not isinstance(loss_fn, str):
+                raise TypeError("This Hessian depends on the target: give target=.")
+            target = jnp.zeros((), int) if isinstance(likelihood, Categorical) else jnp.zeros_like(pred)
         return likelihood.hessian_mv(_batch(pred), _batch(target), _batch(jv))[0]
 
     return hessian_mv

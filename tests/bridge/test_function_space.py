@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bridge import Laplace
+from bridge import Laplace, predictives
 from tests.bridge.dense import silent
-from tests.bridge.small import CASES, NOISE, data, dense_ggn, fitted, jacobians, loader, make, network, own
+from tests.bridge.small import CASES, COVERED, NOISE, data, dense_ggn, fitted, jacobians, loader, make, network, own
 
 pytestmark = pytest.mark.usefixtures("x64")
 LIKELIHOODS = ("classification", "regression", "multilabel")
@@ -31,6 +31,47 @@ def test_samples_of_the_linearised_outputs_have_the_predictive_moments(structure
     assert white.mean(0).abs().max() < 5 / 6000**0.5
     found = torch.einsum("sbi,sbj->bij", white, white) / 6000
     assert (found - torch.eye(3, dtype=torch.float64)).abs().max() < 0.09
+
+
+@pytest.mark.parametrize("subset", ["all", "last_layer", ("0",), "subnetwork"], ids=str)
+def test_jacobians_are_torchs_in_the_order_of_parameters(subset):
+    la, x = fitted("diag", subset), new()
+    rows, outputs = la.jacobians(x)
+    torch.testing.assert_close(rows, jacobians(x)[..., list(COVERED[subset])])
+    torch.testing.assert_close(outputs, network()(x).detach())
+    for found in (la.backend.jacobians(x), la.backend.last_layer_jacobians(x)):
+        torch.testing.assert_close(found, (rows, outputs))
+    with pytest.raises(ValueError, match="enable_backprop=True"):
+        la.backend.jacobians(x, enable_backprop=True)
+
+
+def test_jacobians_of_images_are_over_their_outputs_as_the_model_flattens_them(images):
+    la, x = images
+    model = la.model
+    rows, outputs = la.jacobians(x)
+    torch.testing.assert_close(outputs, model(x).detach())
+    wanted = torch.autograd.grad(model(x)[1].reshape(-1)[7], list(model.parameters()))
+    torch.testing.assert_close(rows[1, 7], torch.cat([part.reshape(-1) for part in wanted]))
+
+
+def test_jacobians_too_large_name_what_does_without_them(monkeypatch):
+    monkeypatch.setattr(predictives, "_ROWS_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"3 outputs of 3 samples.*predictive_distribution"):
+        fitted().jacobians(new())
+
+
+@pytest.mark.parametrize("likelihood", ["classification", "regression"])
+def test_laplace_torchs_other_names_give_the_same(likelihood):
+    la, x = fitted("kron", likelihood=likelihood), new()
+    mean, covariance = la.predictive_distribution(x)
+    torch.testing.assert_close(la._glm_predictive_distribution(x), (mean, covariance))
+    variances = covariance.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(la._glm_predictive_distribution(x, diagonal_output=True), (mean, variances))
+    torch.testing.assert_close(la.functional_variance_fast(x), (mean, variances))
+    both, joint = la._glm_predictive_distribution(x, joint=True)
+    torch.testing.assert_close(both, mean.flatten())
+    torch.testing.assert_close(joint, la.predictive_distribution(x, joint=True)[1].reshape(9, 9))
+    torch.testing.assert_close(la.predictive(x, "glm", "probit", 10), la(x, link_approx="probit"))
 
 
 def test_diagonal_output_leaves_out_how_outputs_vary_together():

@@ -114,6 +114,23 @@ def test_layerwise_precisions_come_back_in_the_order_of_parameters():
             assert other.log_marginal_likelihood() < best + 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "found"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_hyperparameters_are_read_in_the_type_of_the_weights(dtype, found):
+    la = Laplace(network().to(dtype), "regression", "all", "diag", prior_precision=[0.1] * 6)
+    assert {v.dtype for v in (la.prior_precision, la.prior_mean, la.sigma_noise, la.mean)} == {found}
+    assert (la.prior_precision == 0.1).all() and "0.1" in repr(Laplace(network(), prior_precision=0.1))
+
+
+def test_those_of_a_model_in_float64_keep_all_digits():
+    la = Laplace(network().double(), "regression", sigma_noise=0.1)
+    assert la.sigma_noise.dtype == la.prior_precision.dtype == torch.float64 and la.sigma_noise.item() == 0.1
+
+
+def test_noise_in_a_matrix_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"sigma_noise of shape \(1, 1\)"):
+        Laplace(network(), "regression", sigma_noise=torch.ones(1, 1))
+
+
 def test_noise_that_becomes_one_per_output_needs_a_new_fit():
     x, _ = DATA
     la = fit(network(), x, x[:, :2], "regression")

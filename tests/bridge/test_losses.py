@@ -4,6 +4,7 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import laplace
 import numpy as np
 import pytest
 import torch
@@ -154,3 +155,20 @@ def test_rewards_are_fitted_to_pairs_and_predicted_one_by_one_as_laplace_torch_d
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(la(x[:, 0])[1], variance)  # the program is kept
     np.testing.assert_allclose(la.log_marginal_likelihood(), peer.log_marginal_likelihood().detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "multilabel", "reward_modeling"])
+def test_a_likelihood_is_shown_by_the_name_that_it_was_given_by(name):
+    la = Laplace(linear(), name)
+    assert la.likelihood == name and type(la.likelihood) is str
+    with pytest.raises(AttributeError, match="Construct a Laplace with it"):
+        la.likelihood = "regression"
+
+
+def test_enumerations_of_laplace_torch_are_shown_as_their_names():
+    assert Laplace(linear(), laplace.Likelihood.CLASSIFICATION).likelihood == "classification"
+    assert type(Laplace(linear(), laplace.Likelihood.REGRESSION).likelihood) is str
+
+
+def test_a_module_is_shown_as_the_likelihood_that_it_stands_for():
+    assert isinstance(Laplace(linear(), nn.CrossEntropyLoss()).likelihood, Categorical)

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from laplace.utils.feature_extractor import FeatureReduction
 from torch import nn
 
 from bridge import Laplace
@@ -52,6 +53,26 @@ def test_without_a_backend_nothing_is_said():
 def test_a_stochastic_backend_draws():
     with pytest.warns(UserWarning, match="not used"):
         assert curvature_of(None, named("CurvlinopsGGN"), {"stochastic": True}) == "mc_fisher"
+
+
+@pytest.mark.parametrize("value", ["average", "pick_first", "pick_last", FeatureReduction.PICK_LAST])
+def test_a_reduction_of_features_is_taken_with_a_note(value):
+    with pytest.warns(UserWarning, match=r"feature_reduction='.*' is not needed"):
+        Laplace(nn.Linear(2, 2), subset_of_weights="last_layer", feature_reduction=value)
+    with pytest.raises(ValueError, match="feature_reduction='first'"):
+        Laplace(nn.Linear(2, 2), feature_reduction="first")
+
+
+def test_what_changes_nothing_is_taken():
+    idle = {"feature_reduction": None, "independent_outputs": False, "damping": False, "asdl_fisher_kwargs": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Laplace(nn.Linear(2, 2), hessian_structure="gp", n_subset=3, functional_approximation="sod", **idle)
+    with pytest.warns(UserWarning, match="independent_outputs=True is not needed"):
+        Laplace(nn.Linear(2, 2), hessian_structure="gp", n_subset=3, independent_outputs=True)
+    for name, value in (("damping", True), ("functional_approximation", "nystrom"), ("asdl_fisher_kwargs", {"a": 1})):
+        with pytest.raises(TypeError, match=f"takes no {name}"):
+            Laplace(nn.Linear(2, 2), **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from tests.bridge.small import (
     COVERED,
     INDICES,
     PRIOR,
+    data,
     dense_ggn,
     fitted,
     jacobians,
     loader,
+    make,
     matrix,
     network,
     own,
@@ -253,6 +255,15 @@ def test_the_curvature_is_the_precision_without_the_prior(structure, subset):
     la.sigma_noise, la.temperature = 0.3, 2.0
     prior = la.prior_precision_diag.diag()
     torch.testing.assert_close((matrix(la.posterior_precision) - prior) * 0.18, matrix(la.H), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", ["classification", "regression"])
+def test_the_loss_is_the_networks_on_the_training_data(likelihood):
+    x, y = data(likelihood)
+    measure = {"classification": nn.CrossEntropyLoss, "regression": nn.MSELoss}[likelihood](reduction="sum")
+    wanted = measure(network()(x), y).detach() * (0.5 if likelihood == "regression" else 1.0)
+    torch.testing.assert_close(fitted("kron", likelihood=likelihood).loss, wanted)
+    assert make().loss == 0.0
 
 
 def test_a_low_rank_precision_unpacks_into_its_parts():

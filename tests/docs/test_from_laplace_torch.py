@@ -60,6 +60,15 @@ def test_every_argument_has_a_row(function):
     assert set(inspect.signature(function).parameters) - {"self", "args", "kwargs"} <= NAMED
 
 
+@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+def test_every_public_attribute_of_a_fitted_one_has_a_row(structure, subset):
+    given = classification()
+    peer = laplace.Laplace(given["model"], "classification", subset, structure)
+    peer.fit(given["train_loader"])
+    assert public(vars(peer)) <= NAMED
+
+
 def test_what_is_the_same_is_there():
     fields = {"seed", "likelihood", "model", "temperature"}
     missing = []

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
 from torch.nn import functional as F
 
 import bridge
@@ -73,3 +74,23 @@ def test_a_last_layer_posterior_is_that_of_the_merged_model():
     other = Laplace(merged, likelihood, hessian_structure="full", progress=False).fit(encoded())
     inputs = whole(encoded(pad_to=8))[0]
     torch.testing.assert_close(other(inputs), la(inputs), rtol=1e-4, atol=1e-5)
+
+
+class OfOneMapping(nn.Module):
+    """As laplace-torch asks for: all inputs in one mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, data):
+        return self.last(torch.tanh(self.first(data["values"])) * data["scale"])
+
+
+def test_adapters_around_a_model_of_one_mapping_hand_it_on():
+    torch.manual_seed(0)
+    model = get_peft_model(OfOneMapping(), LoraConfig(r=2, target_modules=["first"], init_lora_weights=False)).eval()
+    batch = {"values": torch.randn(6, 3), "scale": torch.rand(6, 1), "labels": torch.arange(6) % 2}
+    la = Laplace(model, hessian_structure="full", progress=False).fit([batch])
+    inputs = {name: batch[name] for name in ("values", "scale")}
+    torch.testing.assert_close(la.predictive_distribution(inputs)[0], model(inputs).detach())

@@ -36,6 +36,15 @@ def test_derivatives_of_a_named_loss_are_those_of_its_formula(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_the_hessian_of_a_named_loss_needs_no_target(name):
+    target, loss = LOSSES[name]
+    with_target = create_loss_hessian_mv(name)(VECTOR, PRED, target)
+    np.testing.assert_array_equal(create_loss_hessian_mv(name)(VECTOR, pred=PRED), with_target)
+    with pytest.raises(TypeError, match="give target="):
+        create_loss_hessian_mv(loss)(VECTOR, PRED)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_hessian_product_is_laplaxs_but_for_the_half_of_mse(name):
     target, _ = LOSSES[name]
     found = create_loss_hessian_mv(name)(VECTOR, PRED, target)
