@@ -120,7 +120,7 @@ def test_other_losses_are_refused_with_the_reason(loss, reason):
 
 
 def test_functions_of_torchs_are_refused_for_its_modules():
-    with pytest.raises(ValueError, match="torch's function cross_entropy.*nn.CrossEntropyLoss.*jax.numpy"):
+    with pytest.raises(ValueError, match=r"torch's function cross_entropy.*nn\.CrossEntropyLoss.*jax\.numpy"):
         to_likelihood(F.cross_entropy)
 
 
