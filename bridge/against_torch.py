@@ -18,9 +18,10 @@ from bridge.losses import Loss
 from bridge.one_example import CoreModel
 from bridge.outputs import OutputLayout, single_output
 from bridge.precision import in_float32
+from bridge.template import InputTemplate
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import MismatchError, explain
-from bridge.tracing.modes import evaluating
+from bridge.tracing.state import looking_at
 from jax_core.data.batches import Batch, batch_size
 from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
 
@@ -48,17 +49,22 @@ class KeptBatches:
         self._seen += 1
 
 
-def torch_outputs(model: nn.Module, inputs: Any, shape: tuple[int, ...]) -> torch.Tensor:
+def torch_outputs(model: nn.Module, inputs: Any, shape: tuple[int, ...], template: InputTemplate) -> torch.Tensor:
     """The outputs ``(B, *shape)`` of a module in eval mode for a batch of arrays."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = in_float32(jax.tree.map(lambda leaf: to_torch(leaf).to(device), inputs))
-    with evaluating(model), torch.no_grad():
+    batch = template.in_wide_integers(in_float32(jax.tree.map(lambda leaf: to_torch(leaf).to(device), inputs)))
+    with looking_at(model), torch.no_grad():
         # of a batch of one squeeze() may have taken the batch axis
         return single_output(call(model, batch)).detach().cpu().reshape(-1, *shape)
 
 
 def compare_losses(
-    model: nn.Module, model_fn: CoreModel, likelihood: Likelihood, batches: Sequence[tuple[int, Batch]], losses: Any
+    model: nn.Module,
+    model_fn: CoreModel,
+    likelihood: Likelihood,
+    batches: Sequence[tuple[int, Batch]],
+    losses: Any,
+    template: InputTemplate,
 ) -> None:
     """Hold the losses that a fit has added up against those of torch's outputs.
 
@@ -68,12 +74,13 @@ def compare_losses(
         likelihood: The loss.
         batches: Numbers of batches, and the batches.
         losses: What the fit has found for each batch.
+        template: How the module takes inputs.
 
     Raises:
         MismatchError: Naming the batch, both figures, and the module in which the difference begins.
     """
     for number, batch in batches:
-        outputs = to_jax(torch_outputs(model, batch.input, model_fn.layout.shape))
+        outputs = to_jax(torch_outputs(model, batch.input, model_fn.layout.shape, template))
         alone = model_fn.without_data  # how outputs lie is all that is asked of it
         wanted, largest = _loss(alone, likelihood, outputs, batch.target)
         wanted, got = float(wanted), float(losses[number])
@@ -86,13 +93,13 @@ def compare_losses(
             )
 
 
-def compare_outputs(model: nn.Module, model_fn: CoreModel, params: Any, inputs: Any) -> None:
+def compare_outputs(model: nn.Module, model_fn: CoreModel, params: Any, inputs: Any, template: InputTemplate) -> None:
     """Hold a traced model's outputs on a batch of arrays against torch's.
 
     Raises:
         MismatchError: With the difference.
     """
-    wanted = torch_outputs(model, inputs, model_fn.layout.shape)
+    wanted = torch_outputs(model, inputs, model_fn.layout.shape, template)
     ours = to_torch(jax.vmap(lambda x: model_fn(x, params))(inputs)).cpu()
     theirs = to_torch(model_fn.in_core(to_jax(wanted))).cpu()
     error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
@@ -115,7 +122,7 @@ def warn_of_outputs(model: nn.Module, inputs: Any, loss: Loss, layout: OutputLay
             stacklevel=5,
         )
         return
-    with evaluating(model), torch.no_grad():
+    with looking_at(model), torch.no_grad():
         outputs = single_output(call(model, inputs))
     if ((outputs < 0) | (outputs > 1)).any() or (outputs == outputs.reshape(-1)[:1]).all():
         return

@@ -16,7 +16,7 @@ from torch import nn
 
 from bridge.placement import device_of
 from bridge.precision import in_float32
-from bridge.tracing.modes import evaluating
+from bridge.tracing.state import looking_at
 
 _ALIKE = 0.8  # of two names, one perhaps the other misspelt
 
@@ -167,7 +167,7 @@ def _runs(model: nn.Module, inputs: list[torch.Tensor]) -> bool:
     device = device_of(model)
     few = [in_float32(tensor[:2].to(device)) for tensor in inputs]
     try:
-        with evaluating(model), torch.no_grad():
+        with looking_at(model), torch.no_grad():
             model(few)
     except Exception:  # whatever a model's own code raises on a list in the place of a tensor
         return False

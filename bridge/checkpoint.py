@@ -78,6 +78,10 @@ def load(path: str | Path, la: LaplaceState) -> LaplaceState:
         >>> torch.equal(again(x), la(x))
         True
     """
+    if not isinstance(la, LaplaceState):
+        raise TypeError(
+            f"load takes a Laplace around the model, not a {type(la).__name__}: load(path, Laplace(model))."
+        )
     with wide_types(la.runs_wide()):
         return restore(unpack(Path(path).read_bytes(), str(path)), la)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from bridge.against_torch import KeptBatches, compare_losses, warn_of_outputs
 from bridge.dataloader import BatchReader, ToBatch, check_inputs, first_inputs, passes_over, read_first
+from bridge.failing import reason
 from bridge.fitted_model import FittedModel
 from bridge.hyperparameters import Hyperparameters, Value
 from bridge.independence import output_shapes
@@ -32,6 +33,7 @@ from bridge.targets import TargetCheck
 from bridge.template import InputTemplate
 from bridge.tracing import MismatchError, TracedModel, trace
 from bridge.tracing.checks import unwrap
+from bridge.tracing.errors import ForwardError
 from bridge.weights import WeightWatch, digest
 from jax_core.data.batches import Batch
 from jax_core.data.checkpoint import Checkpoint
@@ -135,7 +137,10 @@ def _fit(
         traced = None if before is None or before.look != look else refreshed(before.traced, network)
         if traced is None or before is None:
             before = None
-            traced = trace_for_fit(network, inputs, reading.tracer)
+            try:
+                traced = trace_for_fit(network, inputs, reading.tracer)
+            except ForwardError as error:
+                raise ForwardError(f"{error}{reason(unwrap(model), network, first.input, inputs)}") from error
             layout = output_layout(network, inputs, loss)
         else:
             layout = before.layout
@@ -155,7 +160,7 @@ def _fit(
         key = jax.random.key(seed)
         what = (model_fn, params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
-        compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll)
+        compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll, template)
     seen = on_device_of(traced.params, tuple(batch for _, batch in batches.kept))
     return FittedModel(
         traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places, prior_factor

@@ -13,6 +13,7 @@ from bridge.dataloader import ToBatch, as_torch_batch
 from bridge.model_inputs import by_position, with_keywords
 from bridge.options import LinkName, PredictionType, check_generator, one_of, whole
 from bridge.peer_options import Jacobians
+from bridge.precision import in_float32, in_type_of
 from bridge.predictives import Request, distribution, is_regression, jacobians, predict, sampled_outputs
 from bridge.sampling import entropies, gaussian_samples, key_of, predicted_variances, to_predictions
 from bridge.weight_space import WeightSpace
@@ -160,6 +161,18 @@ class FunctionSpace(WeightSpace):
             RuntimeError: Before ``fit``, or if the model's weights have changed since.
             ValueError: For an unknown option, or inputs that do not fit.
         """
+        samples = self._samples(in_float32(x), pred_type, n_samples, diagonal_output, generator)
+        return in_type_of(x, samples)
+
+    def _samples(
+        self,
+        x: Any,
+        pred_type: PredictionType,
+        n_samples: int,
+        diagonal_output: bool,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """:meth:`functional_samples`, of inputs in 32 bits or more: torch has no roots of covariances in 16."""
         self._check_kind(pred_type, generator)
         whole("n_samples", n_samples)
         ready, posterior = self.ready_for(x), self.posterior
@@ -182,8 +195,8 @@ class FunctionSpace(WeightSpace):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """:meth:`functional_samples` as predictions: probabilities of each sample, or outputs without noise."""
-        samples = self.functional_samples(x, pred_type, n_samples, diagonal_output, generator)
-        return to_predictions(samples, self.fit_result()[0], self.logit_temperature)
+        samples = self._samples(in_float32(x), pred_type, n_samples, diagonal_output, generator)
+        return in_type_of(x, to_predictions(samples, self.fit_result()[0], self.logit_temperature))
 
     def uncertainty(
         self, x: Any, n_samples: int = 1000, generator: torch.Generator | None = None
@@ -209,6 +222,10 @@ class FunctionSpace(WeightSpace):
             RuntimeError: Before ``fit``, or if the model's weights have changed since.
             ValueError: For a likelihood whose noise is no number, such as that of counts.
         """
+        # differences of entropies are lost in 16 bits
+        return in_type_of(x, self._uncertainty(in_float32(x), n_samples, generator))
+
+    def _uncertainty(self, x: Any, n_samples: int, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
         fit = self.fit_result()[0]
         if isinstance(fit.predicted, Heteroscedastic):
             return predicted_variances(*self(x, diagonal_output=True))

@@ -13,7 +13,7 @@ from torch.utils import _pytree as torch_pytree
 from bridge.outputs import single_output
 from bridge.tracing.comparison import norm
 from bridge.tracing.errors import TraceError
-from bridge.tracing.modes import evaluating
+from bridge.tracing.state import looking_at
 
 _SAMPLES = 16  # looked at, of a larger batch
 _FEW = 4  # of which chance may hide what they see: two may lie sorted
@@ -38,7 +38,7 @@ def output_shapes(model: nn.Module, inputs: Any) -> tuple[tuple[int, ...], tuple
     batch = _several(inputs)
     count = _length(batch)
     cuts = [(0, count // 2), (count // 2, count), (0, 1), (count - 1, count)]
-    with evaluating(model):
+    with looking_at(model):
         whole = _outputs(model, batch)
         parts = [_part(model, batch, cut) for cut in cuts]
         _check_batch_axis(whole, count, parts, cuts)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as torch_pytree
 
 from bridge.independence import call
 from bridge.outputs import single_output
-from bridge.tracing.modes import evaluating
+from bridge.tracing.state import looking_at
 
 _NAMED = 12  # modules in a message
 _REMEDY = "Name the module to cover with last_layer_name=, or set requires_grad=False on the rest and use 'all'."
@@ -33,7 +33,7 @@ def find_last_layer(model: nn.Module, inputs: Any) -> str:
         ValueError: If there is none, naming those that might be.
     """
     owners = owners_of(model)
-    with evaluating(model), _all_differentiable(model):
+    with looking_at(model), _all_differentiable(model):
         called = list(dict.fromkeys(reversed(_calls(model, owners, inputs))))
         leaves = [name for name in called if not any(other != name and _is_inside(other, name) for other in called)]
         for name in leaves if leaves != [""] or _is_layer(model) else []:

@@ -20,6 +20,7 @@ _NAMES = {
     "heteroscedastic_regression": "heteroscedastic",
 }
 _CUSTOM = "likelihood=jax_core.Custom(lambda output, target: ...) takes any convex loss of one sample"
+_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.PoissonNLLLoss)
 _REFUSED: dict[type[nn.Module], str] = {
     nn.GaussianNLLLoss: "it takes a mean and a variance as two inputs. Let the model return the means and then the "
     "logarithms of the variances on its last axis, with likelihood='heteroscedastic_regression', or use nn.MSELoss "
@@ -88,10 +89,17 @@ def to_loss(loss: Any) -> Loss:
         return Loss(as_likelihood(_NAMES[loss]), name=next(name for name in _NAMES if name == loss))
     if isinstance(loss, nn.Module):
         return _of_module(loss)
+    if (getattr(loss, "__module__", None) or "").partition(".")[0] == "torch" and not isinstance(loss, Likelihood):
+        raise ValueError(
+            f"The likelihood is torch's function {getattr(loss, '__name__', type(loss).__name__)}, which takes no "
+            "arrays of JAX. Give a loss module (nn.CrossEntropyLoss() for F.cross_entropy, nn.MSELoss() for "
+            f"F.mse_loss), or a name; {_CUSTOM}, written in jax.numpy."
+        )
     return Loss(as_likelihood(loss))
 
 
 def _of_module(loss: nn.Module) -> Loss:
+    _check_own_forward(loss)
     if isinstance(loss, nn.CrossEntropyLoss):
         return Loss(Categorical(_array(loss.weight), loss.label_smoothing, loss.ignore_index), class_axis=1)
     if isinstance(loss, nn.NLLLoss):
@@ -117,6 +125,21 @@ def _of_module(loss: nn.Module) -> Loss:
     reason = next((why for kind, why in _REFUSED.items() if isinstance(loss, kind)), None)
     known = "Use nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.BCELoss or nn.PoissonNLLLoss"
     raise ValueError(f"No likelihood for {type(loss).__name__}: {reason or f'unknown here. {known}'}; {_CUSTOM}.")
+
+
+def _check_own_forward(loss: nn.Module) -> None:
+    """Refuse a subclass whose forward is another function than that of torch's module.
+
+    Raises:
+        ValueError: Naming the class and the module that it is made from.
+    """
+    base = next((kind for kind in _MODULES if isinstance(loss, kind)), None)
+    if base is not None and (type(loss).forward is not base.forward or "forward" in vars(loss)):
+        raise ValueError(
+            f"{type(loss).__name__} is an nn.{base.__name__} with a forward of its own, so that its loss is another "
+            f"one, which cannot be read here. Give nn.{base.__name__} itself, with what forward does to the outputs "
+            f"moved into the model; {_CUSTOM}."
+        )
 
 
 def logits_of_probabilities(probabilities: jax.Array) -> jax.Array:

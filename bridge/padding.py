@@ -16,7 +16,7 @@ from bridge.arguments import is_array
 from bridge.independence import call
 from bridge.outputs import single_output
 from bridge.tracing.comparison import norm
-from bridge.tracing.modes import evaluating
+from bridge.tracing.state import looking_at
 from jax_core.likelihoods import Categorical, Likelihood
 
 MASK = "attention_mask"
@@ -132,7 +132,7 @@ def check_padding(model: nn.Module, short: Any, full: Any) -> int | None:
         ValueError: If it does not.
     """
     few = jax.tree.map(lambda leaf: leaf[:_SAMPLES], (short, full))
-    with evaluating(model), torch.no_grad():
+    with looking_at(model), torch.no_grad():
         alone, padded = (single_output(call(model, inputs)) for inputs in few)
     mask = _held(few[0])[MASK]
     axes = [i for i, (m, n) in enumerate(zip(alone.shape, padded.shape, strict=True)) if m != n]

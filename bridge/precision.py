@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +36,14 @@ def in_float32(value: T) -> T:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, _widened(buffer))
     return wide
+
+
+def in_type_of(given: Any, result: T) -> T:
+    """What was computed for inputs widened by :func:`in_float32`, in the 16-bit type of the first of them."""
+    first = next((x for x in torch_pytree.tree_leaves(given) if isinstance(x, torch.Tensor)), None)
+    if first is None or first.dtype not in _SHORT:
+        return result
+    return torch_pytree.tree_map(lambda leaf: leaf.to(first.dtype), result)
 
 
 def _widened(leaf: T) -> T:

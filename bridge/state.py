@@ -135,7 +135,8 @@ class LaplaceState(Description):
         if self._verified:
             return
         fit = self.fit_result()[0]
-        compare_outputs(in_float32(unwrap(self.model)), fit.model_fn, fit.params, checked_inputs(fit.traced, x))
+        network, inputs = in_float32(unwrap(self.model)), checked_inputs(fit.traced, x)
+        compare_outputs(network, fit.model_fn, fit.params, inputs, fit.template)
         self._verified = True
 
     @property

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bridge.losses import Loss
 from bridge.outputs import OutputLayout
 from jax_core.data.batches import Batch, batch_size
-from jax_core.likelihoods import Bernoulli, Categorical, Gaussian, Heteroscedastic, Likelihood, Poisson, Unweighted
+from jax_core.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Custom,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    Poisson,
+    Unweighted,
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,32 @@ class TargetCheck:
                 self._check_indices(number, target, likelihood)
             else:
                 self._check_probabilities(number, target)
+        elif isinstance(likelihood, Custom):
+            self._check_loss(number, batch.target, likelihood)
         elif isinstance(likelihood, Gaussian | Bernoulli | Poisson | Heteroscedastic):
             target = _one_array(number, batch.target)
             self._check_values(number, target, self._predicted_shape(likelihood))
             _check_range(number, target, likelihood)
+
+    def _check_loss(self, number: int, target: Any, likelihood: Custom) -> None:
+        """That a loss of the user's own takes a sample's outputs and target, and gives one number."""
+        output = jax.ShapeDtypeStruct(self.layout.core_shape, jnp.zeros(()).dtype)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.asarray(leaf).dtype), target)
+        name = getattr(likelihood.loss, "__qualname__", type(likelihood.loss).__name__)
+        what = f"{name}(output, target) of one sample, an output of shape {output.shape} and the target {_shapes(one)},"
+        try:
+            found = jax.eval_shape(likelihood.loss, output, one)
+        except Exception as error:  # whatever the user's own code raises
+            raise TypeError(
+                f"The loss {what} fails on batch {number}: {type(error).__name__}: {first_line(error)} "
+                "It is given arrays of JAX, without the batch's axis: write it in jax.numpy. Torch's loss modules are "
+                "taken as they are, as likelihood=nn.CrossEntropyLoss()."
+            ) from error
+        if getattr(found, "shape", None) != ():
+            raise TypeError(
+                f"The loss {what} gives {_shapes(found)} on batch {number}. Return one number for a sample: a sum over "
+                "its outputs."
+            )
 
     def _check_length(self, number: int, target: Any, count: int) -> None:
         leaves = jax.tree.leaves(target)
@@ -164,6 +196,16 @@ def _check_classes(number: int, target: np.ndarray, classes: int, ignore_index: 
             f"to {classes - 1}. Count classes from zero; if it marks what is not counted, as padded tokens, set "
             f"likelihood={remedy.format(wrong.flat[0])}."
         )
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _shapes(tree: Any) -> str:
+    """Shapes of what is held, in its structure."""
+    return str(jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree))
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

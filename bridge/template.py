@@ -89,6 +89,13 @@ class InputTemplate:
             return (list(tensors) if self.kind == "one list" else tuple(tensors),)
         return tensors[0] if self.kind == "tensor" else tuple(tensors)
 
+    def in_wide_integers(self, inputs: Any) -> Any:
+        """A batch in this form, whose 64-bit integers JAX has narrowed, as torch had it: ``one_hot`` takes no other."""
+        held: Any = [inputs] if self.kind == "tensor" else inputs if self.kind in ("tuple", "mapping") else inputs[0]
+        found = [held[name if isinstance(held, Mapping) else int(name)] for name in self.names]
+        pairs = zip(found, self.dtypes, strict=True)
+        return self.nest([t.long() if t.dtype is torch.int32 and name == "int64" else t for t, name in pairs])
+
     def taken_from(self, given: Any) -> Any:
         """What the model takes of a batch's inputs, nested as it takes them: what else they hold is left out.
 

@@ -22,7 +22,7 @@ from jax_core.fitted import Fitted
 from jax_core.frozen import FeaturePasses, split
 from jax_core.gradients.row_stream import RowStream
 from jax_core.kronecker import KfacApprox, KroneckerStructure, fit_kronecker, plan_kronecker
-from jax_core.left_out import warn_of_left_out
+from jax_core.left_out import check_reduced
 from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
@@ -146,7 +146,7 @@ def fit_curvature(
     total = sums.samples if num_total_samples is None else num_total_samples
     factor = total / sums.samples
     seen = (sums.samples, total, sums.outputs_per_sample)
-    warn_of_left_out(curvature, trace)
+    check_reduced(curvature, trace, likelihood)
     known = None if trace is None else trace * factor
     return Fitted(curvature.rescale(factor), sums.nll * factor, *seen, plan, tuple(sums.batch_nll), known)
 

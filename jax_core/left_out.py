@@ -6,6 +6,7 @@ import warnings
 
 import jax.numpy as jnp
 
+from jax_core.likelihoods import Custom, Likelihood
 from jax_core.operators import BlockLowRank, LowRank, Operator
 
 MUCH = 0.3
@@ -43,6 +44,31 @@ def carried(curvature: Operator, trace: float | None) -> dict[str, float | None]
     return {name: None if share is None else 1.0 - share}
 
 
+def check_reduced(curvature: Operator, trace: float | None, likelihood: Likelihood) -> None:
+    """Say that data curve nowhere, so that the posterior would be the prior, or that a reduction leaves out much.
+
+    Raises:
+        ValueError: If data curve nowhere by a loss of the user's own.
+
+    Warns:
+        UserWarning: If they do not by the network, or of what is left out.
+    """
+    if float(curvature.trace()) != 0.0:
+        return warn_of_left_out(curvature, trace)
+    if isinstance(likelihood, Custom):
+        raise ValueError(
+            "The second derivative of the loss is zero at every sample, as that of an absolute or a pinball loss is: "
+            "the curvature would be zero and the posterior the prior. Use a smooth loss, or likelihood='regression'; "
+            "curvature='empirical_fisher' takes gradients alone."
+        )
+    warnings.warn(
+        "The curvature of the data is zero: no covered parameter reaches the outputs, every target is ignored, or the "
+        "network is as sure as its numbers can say. The posterior is the prior.",
+        stacklevel=4,
+    )
+    return None
+
+
 def warn_of_left_out(curvature: Operator, trace: float | None) -> None:
     """Say that a plain low rank leaves out much, and what would not.
 
@@ -55,5 +81,5 @@ def warn_of_left_out(curvature: Operator, trace: float | None) -> None:
     warnings.warn(
         f"Rank {curvature.rank} leaves out {share:.0%} of the curvature's trace: predictive variances are too wide. "
         "Use a larger rank, or hessian_structure='kron_lowrank', which keeps the diagonal of what is left out.",
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "lowrank": GROUND | {"operators"},
     "source": GROUND | {"likelihoods", "curvature", "gradients", "lowrank", "operators"},
     "kronecker": GROUND | {"curvature", "gradients", "lowrank", "operators", "source"},
-    "left_out": {"operators"},
+    "left_out": {"likelihoods", "operators"},
     "posterior": GROUND | {"gradients", "operators"},
     "fitted": {"left_out", "likelihoods", "lowrank", "operators", "posterior"},
     "fit": GROUND

@@ -71,8 +71,16 @@ def _check_finite(model: torch.nn.Module) -> None:
 
 
 def _check_double(model: torch.nn.Module, inputs: Inputs) -> None:
-    tensors = [*model.parameters(), *(x for x in torch_pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))]
-    if any(x.dtype is torch.float64 for x in tensors) and not _x64():
+    given = [x for x in torch_pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+    if _x64():
+        return
+    wide = any(p.dtype is torch.float64 for p in model.parameters())
+    if any(x.dtype is torch.float64 for x in given) and not wide:
+        raise TraceError(
+            "The inputs are float64, as arrays of NumPy are by default, and the model's weights are not. Convert the "
+            "inputs with x.float(), in the data set or by to_batch=, or the model with model.double()."
+        )
+    if wide:
         raise TraceError(
             "The model or its inputs are float64, but JAX's 64-bit types are off. Enable them at the start of the "
             "program, with jax.config.update('jax_enable_x64', True), or convert with model.float()."

@@ -36,6 +36,7 @@ def relative_error(got: Any, wanted: torch.Tensor, floor: float = 0.0) -> float:
 
 def norm(x: torch.Tensor) -> float:
     """The Euclidean norm, summed in double precision."""
+    x = x if x.layout is torch.strided else x.to_dense()  # an embedding may want sparse gradients
     return float(torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64))
 
 

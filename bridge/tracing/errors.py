@@ -5,6 +5,10 @@ class TraceError(RuntimeError):
     """The model cannot be carried over to JAX."""
 
 
+class ForwardError(TraceError):
+    """The model's own forward fails on the example."""
+
+
 class MissingLoweringError(TraceError, NotImplementedError):
     """The model uses an operator that has no JAX lowering."""
 

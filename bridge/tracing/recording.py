@@ -137,6 +137,8 @@ class _Recorder(TorchDispatchMode):
                 tensors.append(leaf)
             elif isinstance(leaf, int) and not isinstance(leaf, bool):
                 sizes.append(leaf)
+            elif isinstance(leaf, torch.ScriptObject):  # which cannot be compared, as a profiler's marks
+                fixed.append(type(leaf).__name__)
             elif not isinstance(leaf, torch.memory_format):
                 fixed.append(leaf)
         if func in _SAME and tensors:
@@ -186,6 +188,7 @@ def _watching(recorder: _Recorder) -> Iterator[None]:
     """Note what leaves no trace in a graph: backwards of one's own, hooks on tensors, derivatives inside forward."""
     function, tensor, autograd = torch.autograd.Function, torch.Tensor, torch.autograd
     apply, hook, grad, backward = function.__dict__["apply"], tensor.register_hook, autograd.grad, tensor.backward
+    engine = autograd._engine_run_backward
 
     def noting_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.split(".")[0] != "torch":
@@ -205,13 +208,19 @@ def _watching(recorder: _Recorder) -> Iterator[None]:
         recorder.note("derivatives", "backward()")
         return backward(self, *args, **kwargs)
 
+    def noting_engine(*args: Any, **kwargs: Any) -> Any:  # of functions that were imported by name
+        recorder.note("derivatives", "torch.autograd.grad or backward()")
+        return engine(*args, **kwargs)
+
     try:
+        setattr(autograd, "_engine_run_backward", noting_engine)  # noqa: B010
         setattr(function, "apply", classmethod(noting_apply))  # noqa: B010  (no assignment that a checker accepts)
         setattr(tensor, "register_hook", noting_hook)  # noqa: B010
         setattr(autograd, "grad", noting_grad)  # noqa: B010
         setattr(tensor, "backward", noting_backward)  # noqa: B010
         yield
     finally:
+        setattr(autograd, "_engine_run_backward", engine)  # noqa: B010
         setattr(function, "apply", apply)  # noqa: B010
         setattr(tensor, "register_hook", hook)  # noqa: B010
         setattr(autograd, "grad", grad)  # noqa: B010

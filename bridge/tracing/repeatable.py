@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.comparison import relative_error, worst_part
-from bridge.tracing.errors import MismatchError, TraceError
+from bridge.tracing.errors import ForwardError, MismatchError, TraceError
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.recording import Call, Recording, Seen, record
 from bridge.tracing.source import raising_line, shown
@@ -19,6 +19,7 @@ from bridge.tracing.ties import open_order
 # how far two runs may be apart: products on several threads may round otherwise
 _REPEATED = {torch.float64: 1e-12, torch.float32: 1e-5}
 _FEW = 3
+_PACKS = torch.ops.aten._pack_padded_sequence.default
 _DRAWS = 8  # runs after the first where random numbers are drawn, which may be equal by chance
 
 
@@ -43,6 +44,13 @@ class Observed:
         runs = [run for run in (self.one, self.few) if isinstance(run, Recording)]
         for call in self.ties if isinstance(error, MismatchError) else ():
             return TraceError(f"{open_order(call.operator, call.line)} {error}")
+        for call in [call for run in runs for call in run.calls if call.operator is _PACKS][:1]:
+            return type(error)(
+                f"The model packs its sequences, pack_padded_sequence{shown(call.line)}: how many steps are computed "
+                "is then in the data, which no fixed program can follow. Run the layer on the padded sequences and "
+                "pick each one's last step, as output[torch.arange(x.shape[0]), lengths - 1]; a backward direction "
+                "reads the padding first, so flip each sequence by its length for that."
+            )
         for seen in [seen for run in runs for seen in run.complex][:1]:
             return type(error)(
                 f"The model computes with complex numbers: {seen.what} ({seen.where}), which are carried only in part. "
@@ -83,7 +91,7 @@ def observe(model: torch.nn.Module, inputs: Inputs, snapshot: Snapshot, *, twice
             failures[count] = error
     if not runs:
         error = failures[size or 1]
-        raise TraceError(
+        raise ForwardError(
             f"The model itself fails on the example: {type(error).__name__}: {_first_line(error)}"
             f"{shown(raising_line(error))}"
         ) from error

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils import _pytree as torch_pytree
 
+from bridge.tracing.modes import evaluating
+
 T = TypeVar("T")
 _CONTAINERS = (list, dict, set, collections.deque)
 
@@ -20,10 +22,10 @@ _CONTAINERS = (list, dict, set, collections.deque)
 class Snapshot:
     """Parameters, buffers, attributes and the containers that they hold, as they are when it is made."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, parameters: bool = True) -> None:
         self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._undo: list[Callable[[], Any]] = []
-        self._seen: set[int] = set()
+        self._seen: set[int] = set() if parameters else {id(p) for p in model.parameters()}
         for module in model.modules():
             self._keep_attributes(module)
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -87,6 +89,17 @@ class Snapshot:
             self._undo.append(lambda: _refill_sequence(value, inside))
         for item in inside:
             self._keep(item)
+
+
+@contextlib.contextmanager
+def looking_at(model: torch.nn.Module) -> Iterator[None]:
+    """In eval mode meanwhile; whatever a forward writes beside parameters, which none may, is put back in the end."""
+    with evaluating(model):
+        snapshot = Snapshot(model, parameters=False)
+        try:
+            yield
+        finally:
+            snapshot.restore()
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def _plan(jaxpr: Any, consts: list[Any], parted: _Parted) -> _Plan | None:
     trunk = _select(jaxpr, features, lambda e: parted.of(e) == "trunk" or parted.is_inlined(e))
     head = _select(jaxpr, jaxpr.outvars, in_head)
     work = sum(_work(e) for e in trunk if parted.of(e) == "trunk")
-    if work < _WORTH * sum(v.aval.size for v in features):
+    if not features or work < _WORTH * sum(v.aval.size for v in features):  # without features there is no batch
         return None
     first = _free(trunk, features, without=[*inputs])
     second = _free(head, jaxpr.outvars, without=[*features, *leaves])

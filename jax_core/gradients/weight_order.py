@@ -100,10 +100,21 @@ def _find_order(model_fn: ModelFn, params: Params, example: Any) -> Order:
 
     def note(product: Product) -> Results:
         stored = tuple(range(len(product.axes)))
-        found.setdefault(product.leaf, set()).add(stored if product.is_table else product.axes)
+        kept = product.is_table or not _is_apart(product, leaves[product.leaf].shape)
+        found.setdefault(product.leaf, set()).add(stored if kept else product.axes)
         return product.result
 
     matrices = {i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size}
     jax.eval_shape(lambda x, p: run_watched(model_fn, p, x, matrices, note, None, lost.add), example, params)
     chosen = {leaf: next(iter(axes)) for leaf, axes in found.items() if len(axes) == 1 and leaf not in lost}
     return Order(tuple(chosen.get(i, tuple(range(leaf.ndim))) for i, leaf in enumerate(leaves)))
+
+
+def _is_apart(product: Product, shape: tuple[int, ...]) -> bool:
+    """Whether a matrix is stored with its outputs before or behind its inputs.
+
+    Mixed, as in an attention's weights ``(head, in, out)``, no Kronecker product is one in the order as stored.
+    """
+    outs = set(product.out_axes)
+    sides = [axis in outs for axis in sorted(product.axes) if shape[axis] > 1]
+    return sum(a != b for a, b in itertools.pairwise(sides)) <= 1

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
 
-from bridge import TraceError
+from bridge import TraceError, load
 from jax_core import Custom
 
 N = 10
@@ -61,6 +62,16 @@ class Row:
     """What is done with a fitted Laplace instead, whose error is meant."""
 
 
+class Casting(nn.Linear):
+    """Of inputs that it casts itself."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def forward(self, x):
+        return super().forward(x.bfloat16())
+
+
 def pairs(x, y):
     return [(x, y)]
 
@@ -89,6 +100,15 @@ ROWS = {
     "a data branch": Row(
         TraceError, "branches on values.*torch.where", model=lambda: wrapped(lambda z: z if z.sum() > 0 else -z)
     ),
+    "a batch size in numbers": Row(
+        TraceError, "10 samples.*traced on 2", model=lambda: wrapped(lambda z: z.view(10, 3))
+    ),
+    "casts to 16 bits": Row(
+        TraceError,
+        "worked on in float32.*casts to 16 bits",
+        model=lambda: having(lambda m: m.append(Casting()).bfloat16()),
+        data=pairs(X.bfloat16(), Y),
+    ),
     "scripted": Row(TraceError, "scripted.*original module", model=lambda: torch.jit.script(network())),
     "float64 on float32 data": Row(TraceError, "fails on the example.*same dtype", model=lambda: network().double()),
     # likelihoods
@@ -98,6 +118,20 @@ ROWS = {
     "a number": Row(TypeError, "A loss is a name", likelihood=3),
     "poisson of rates": Row(ValueError, "log_input=True", likelihood=nn.PoissonNLLLoss(log_input=False)),
     "bce with weights": Row(ValueError, "pos_weight", likelihood=nn.BCEWithLogitsLoss(weight=torch.ones(3))),
+    "a loss in torch": Row(
+        TypeError,
+        "fails on batch 0.*jax.numpy.*nn.CrossEntropyLoss",
+        likelihood=Custom(lambda f, t: torch.exp(f).sum()),
+    ),
+    "a loss per output": Row(
+        TypeError, r"gives \(3,\).*one number", likelihood=Custom(lambda f, t: (f - t) ** 2), data=pairs(X, R)
+    ),
+    "a pinball loss": Row(
+        ValueError,
+        "second derivative.*posterior the prior",
+        likelihood=Custom(lambda f, t: jnp.maximum(0.9 * (t - f), 0.1 * (f - t)).sum()),
+        data=pairs(X, R),
+    ),
     # options
     "misspelt option": Row(TypeError, "rnak", options={"rnak": 99}),
     "structure": Row(ValueError, "hessian_structure='krno'.*'lowrank'", options={"hessian_structure": "krno"}),
@@ -164,6 +198,10 @@ ROWS = {
     "too many classes a sample": Row(ValueError, "one index for each place", data=pairs(X, torch.stack([Y, Y], 1))),
     "no target": Row(TypeError, "no target", data=[(X, None)]),
     "fewer targets": Row(ValueError, "10 inputs and targets of shape", data=pairs(X, Y[:5])),
+    "float64 inputs": Row(TraceError, r"inputs are float64.*x\.float\(\)", data=pairs(X.double(), Y)),
+    "named for no parameter": Row(
+        TraceError, "no parameters named.*'image'.*to_batch=", data=[{"image": X, "index": Y, "label": Y}]
+    ),
     "two-part target": Row(TypeError, r"Custom\(loss\)", data=[(X, (Y, Y))]),
     "words for targets": Row(TypeError, "targets of type <U1.*class indices", data=[(X, np.array(["a"] * N))]),
     "regression nan": Row(
@@ -200,6 +238,7 @@ ROWS = {
     "pred_type": Row(ValueError, "pred_type='map'", after=lambda la: la(X, pred_type="map")),
     "samples at the call": Row(ValueError, "n_samples=0", after=lambda la: la(X, n_samples=0)),
     "misspelt keyword": Row(TypeError, "diagonal", after=lambda la: la(X, diagonal=True)),
+    "loading into a model": Row(TypeError, r"not a Sequential: load\(path, Lap", after=lambda la: load("a", la.model)),
     "tuning without data": Row(ValueError, "val_loader", after=lambda la: la.optimize_prior_precision("gridsearch")),
     "tuning by another name": Row(
         ValueError, "pred_type='cv'.*'gridsearch'", after=lambda la: la.optimize_prior_precision("cv")

@@ -1,5 +1,6 @@
 """A fit that stops goes on from its checkpoint, to the same posterior; two batches are held against torch."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bridge import Laplace, MismatchError, lowers
+from bridge import Laplace, MismatchError, load, lowers, save
 from bridge.tracing.lowering import LOWERINGS
 from jax_core.data import checkpoint as checkpoints
 from jax_core.gradients import row_stream
@@ -202,3 +203,64 @@ def test_iterators_are_read_from_their_first_batch_on():
     la = Laplace(network(), hessian_structure="full", progress=False).fit(iter(loader))
     assert la.fitted.num_samples == 40
     torch.testing.assert_close(la(X), fit(network(), X, Y)(X))
+
+
+class Watched(nn.Module):
+    """Counts its calls and keeps what it saw last, as hooks and caches do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.log = nn.Linear(4, 3), 0, []
+        self.register_buffer("number", torch.tensor(0))
+
+    def forward(self, x):
+        self.number += 1
+        self.calls, self.last = self.calls + 1, x
+        self.log.append(len(self.log))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+def test_what_a_forward_counts_and_keeps_is_as_before_a_fit(subset):
+    model = Watched()
+    la = Laplace(model, "classification", subset, "diag", progress=False).fit([(X, Y), (X[:5], Y[:5])])
+    la(X)
+    assert (model.number, model.calls, model.log, hasattr(model, "last")) == (0, 0, [], False)
+
+
+class Whole(nn.Module):
+    """A model of indices, which torch takes in 64 bits alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(7, 3)
+
+    def forward(self, i):
+        return self.linear(nn.functional.one_hot(i, 7).float().sum(1))
+
+
+@pytest.mark.parametrize("as_inputs", [lambda i: i, lambda i: (i,), lambda i: {"i": i}])
+def test_indices_reach_torch_in_64_bits(tmp_path, as_inputs):
+    i, model = torch.randint(0, 7, (40, 5)), Whole()
+    inputs = as_inputs(i)
+    batch = {**inputs, "labels": Y} if isinstance(inputs, dict) else (inputs, Y)
+    la = Laplace(model, hessian_structure="diag", progress=False).fit([batch])
+    save(la, tmp_path / "file")
+    assert torch.equal(load(tmp_path / "file", Laplace(model, hessian_structure="diag"))(inputs), la(inputs))
+
+
+@pytest.mark.parametrize("part", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_a_wrapped_part_of_a_model_is_looked_through(part):
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    wrapped = nn.Sequential(part(bare[0]), *bare[1:])
+    torch.testing.assert_close(fit(wrapped, X, Y)(X), fit(bare, X, Y)(X))
+
+
+def test_an_embedding_with_sparse_gradients_is_that_with_dense_ones():
+    torch.manual_seed(0)
+    i = torch.randint(0, 6, (40, 5))
+    sparse = nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Flatten(), nn.Linear(20, 3))
+    dense = copy.deepcopy(sparse)
+    dense[0].sparse = False
+    torch.testing.assert_close(fit(sparse, i, Y)(i), fit(dense, i, Y)(i))

@@ -25,6 +25,22 @@ def linear(outputs=4):
     return nn.Linear(3, outputs)
 
 
+class Sharpened(nn.CrossEntropyLoss):
+    """Another loss than that of its base."""
+
+    def forward(self, input, target):
+        return super().forward(2 * input, target)
+
+
+class Renamed(nn.CrossEntropyLoss):
+    """The same loss."""
+
+
+def test_a_subclass_with_the_forward_of_its_base_is_that_loss():
+    ours, torchs = Renamed(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1)
+    assert describe(to_likelihood(ours)) == describe(to_likelihood(torchs))
+
+
 def test_log_probabilities_are_normalised_logits():
     y, weight = torch.arange(14) % 4, torch.tensor([1.0, 2.0, 0.5, 1.0])
     ended = nn.Sequential(linear(), nn.LogSoftmax(-1))
@@ -96,6 +112,7 @@ def test_reduction_is_not_looked_at(reduction):
         (nn.PoissonNLLLoss(log_input=False), "log_input=True"),
         (nn.BCELoss(weight=torch.ones(3)), "rescales single batch elements"),
         (nn.CTCLoss(), "unknown here.*jax_core.Custom"),
+        (Sharpened(), "Sharpened is an nn.CrossEntropyLoss with a forward of its own"),
     ],
 )
 def test_other_losses_are_refused_with_the_reason(loss, reason):
@@ -103,11 +120,16 @@ def test_other_losses_are_refused_with_the_reason(loss, reason):
         Laplace(linear(), loss)
 
 
+def test_functions_of_torchs_are_refused_for_its_modules():
+    with pytest.raises(ValueError, match=r"torch's function cross_entropy.*nn\.CrossEntropyLoss.*jax\.numpy"):
+        to_likelihood(F.cross_entropy)
+
+
 def test_outputs_that_are_no_logits_are_met_with_a_warning():
     y = torch.arange(14) % 4
     with pytest.warns(UserWarning, match="outputs are probabilities.*NLLLoss"):
         fit(nn.Sequential(linear(), nn.Softmax(-1)), X, y)
-    with pytest.warns(UserWarning, match="one output.*'multilabel'"):
+    with pytest.warns(UserWarning, match="one output.*'multilabel'"), pytest.warns(UserWarning, match="is zero"):
         fit(linear(1), X, torch.zeros(14, dtype=torch.long))
     with pytest.warns(UserWarning, match="between 0 and 1.*BCELoss"):
         fit(nn.Sequential(linear(), nn.Sigmoid()), X, torch.ones(14, 4), "multilabel")

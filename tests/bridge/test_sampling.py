@@ -3,8 +3,11 @@
 import jax
 import pytest
 import torch
+from torch import nn
 
+from bridge.precision import in_float32
 from bridge.sampling import gaussian_samples, key_of
+from tests.bridge.dense import fit
 
 
 def test_a_key_is_a_function_of_the_generator_and_moves_it_on():
@@ -34,3 +37,20 @@ def test_samples_have_mean_and_covariance_also_where_that_is_singular(rank):
 def test_without_any_variance_samples_are_the_mean():
     mean = torch.randn(2, 3)
     assert torch.equal(gaussian_samples(mean, torch.zeros(2, 3, 3), 4, None), mean.expand(4, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_in_sixteen_bits_are_sampled_in_float32(dtype):
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 4).to(dtype), torch.randn(14, 3).to(dtype)
+    y = torch.arange(14) % 4
+    short, wide = fit(model, x, y), fit(in_float32(model), in_float32(x), y)
+    for call in ("predictive_samples", "functional_samples", "uncertainty"):
+        found, wanted = (
+            getattr(la, call)(given, n_samples=50, generator=torch.Generator().manual_seed(0))
+            for la, given in ((short, x), (wide, in_float32(x)))
+        )
+        pairs = [(found, wanted)] if isinstance(found, torch.Tensor) else [(found[k], wanted[k]) for k in wanted]
+        for ours, theirs in pairs:
+            assert ours.dtype is dtype
+            torch.testing.assert_close(ours, theirs.to(dtype), rtol=1e-2, atol=1e-3)

@@ -88,3 +88,73 @@ def test_recurrent_matrices_have_kronecker_blocks_of_which_the_diagonal_is_exact
     exact = dense.ggn(model, x, lambda z, i: nn.functional.cross_entropy(z, y[i : i + 1], reduction="sum"))
     with jax.enable_x64(True):
         assert dense.trace_of(la) == pytest.approx(float(torch.as_tensor(exact).trace()), rel=1e-8)
+
+
+class Aside(nn.Module):
+    """A network beside weights that reach no output."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.unused = network().requires_grad_(False), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.frozen(x)
+
+
+class Constant(nn.Module):
+    """Logits that no input changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.5, 0.0, -1.0]))
+
+    def forward(self, x):
+        return self.logits.expand(x.shape[0], 3)
+
+
+STRUCTURES = ("full", "diag", "lowrank", "kron", "ekfac", "kron_lowrank")
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_where_data_say_nothing_the_posterior_is_the_prior_with_a_warning(structure):
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    la = Laplace(Aside(), hessian_structure=structure, progress=False, prior_precision=4.0)
+    with pytest.warns(UserWarning, match="curvature of the data is zero"):
+        la.fit([(x, y)])
+    torch.testing.assert_close(la.posterior_variance, torch.full((6,), 0.25))
+    assert la.predictive_distribution(x)[1].abs().max() == 0
+    assert la.predictive_samples(x, n_samples=3).shape == (3, 6, 3)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_model_that_no_input_changes_has_the_curvature_of_its_counts(structure):
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    model = Constant()
+    la = Laplace(model, hessian_structure=structure, progress=False).fit([(x, y)])
+    p = model.logits.detach().softmax(0)
+    wanted = 6 * (torch.diag(p) - torch.outer(p, p))
+    wanted = wanted.diag().diag() if structure == "diag" else wanted
+    torch.testing.assert_close(la.predictive_distribution(x)[1][0], torch.linalg.inv(wanted + torch.eye(3)))
+
+
+class Mixed(nn.Module):
+    """Weights whose outputs lie between its inputs, as splines of a Kolmogorov-Arnold network and heads have them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.splines = nn.Parameter(torch.randn(4, 3, 2))
+        self.heads = nn.Parameter(torch.randn(2, 3, 2) / 2)
+
+    def forward(self, x):
+        bent = torch.stack([x, x.sin()], -1)
+        hidden = torch.einsum("bik,iok->bo", bent, self.splines)
+        return torch.einsum("bd,hde->bhe", hidden.tanh(), self.heads).flatten(1)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_weights_with_outputs_between_inputs_have_the_trace_of_their_curvature(structure):
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(2)), torch.arange(12) % 4
+    la, exact = (Laplace(Mixed(), hessian_structure=s, progress=False).fit([(x, y)]) for s in (structure, "full"))
+    got = la.H if structure == "diag" else la.H.diag() if structure == "full" else la.H.diagonal()
+    torch.testing.assert_close(got.sum(), exact.H.trace(), rtol=1e-3 if "lowrank" in structure else 1e-4, atol=0.0)

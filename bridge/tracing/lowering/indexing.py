@@ -98,13 +98,13 @@ def index_select(x: Array, dim: int, index: Array) -> Array:
 @lowers(aten.gather.default)
 def gather(x: Array, dim: int, index: Array, *, sparse_grad: bool = False) -> Array:
     """`x[i][index[i][j]]` and so on: one element for each of `index`."""
-    return x.at[_grid(x, dim, index)].get(mode="fill") if x.ndim else jnp.broadcast_to(x, index.shape)
+    return x.at[grid_of(x, dim, index)].get(mode="fill") if x.ndim else jnp.broadcast_to(x, index.shape)
 
 
 @lowers(aten.scatter.src, aten.scatter.value, aten.scatter.reduce, aten.scatter.value_reduce)
 def scatter(x: Array, dim: int, index: Array, src: Any, *, reduce: str | None = None) -> Array:
     """`x` with elements written at `index` along `dim`."""
-    place = x.at[_grid(x, dim, index)]
+    place = x.at[grid_of(x, dim, index)]
     values = src if jnp.ndim(src) == 0 else src[tuple(slice(n) for n in index.shape)]
     return {None: place.set, "add": place.add, "multiply": place.multiply}[reduce](values)
 
@@ -115,19 +115,8 @@ def scatter_add(x: Array, dim: int, index: Array, src: Array) -> Array:
     return scatter(x, dim, index, src, reduce="add")
 
 
-@lowers(aten.scatter_reduce.two)
-def scatter_reduce(x: Array, dim: int, index: Array, src: Array, reduce: str, *, include_self: bool = True) -> Array:
-    """`x` with elements combined at `index` along `dim`."""
-    if not include_self or reduce == "prod":
-        raise NotImplementedError(f"scatter_reduce with reduce={reduce!r} and include_self={include_self}.")
-    grid = _grid(x, dim, index)
-    place, values = x.at[grid], src[tuple(slice(n) for n in index.shape)]
-    if reduce == "mean":
-        return place.add(values) / jnp.ones(x.shape, x.dtype).at[grid].add(1)
-    return {"sum": place.add, "amax": place.max, "amin": place.min}[reduce](values)
-
-
-def _grid(x: Array, dim: int, index: Array) -> tuple[Array, ...]:
+def grid_of(x: Array, dim: int, index: Array) -> tuple[Array, ...]:
+    """Places in `x` of what `index` names along `dim`."""
     grid = [lax.broadcasted_iota(index.dtype, index.shape, axis) for axis in range(index.ndim)]
     grid[dim % x.ndim] = in_range(index, x.shape[dim], "gather or scatter")
     return tuple(grid)

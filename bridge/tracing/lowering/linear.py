@@ -76,6 +76,17 @@ def cholesky(x: Array, *, upper: bool = False) -> Array:
     return lower.mT if upper else lower
 
 
+@lowers(aten.linalg_householder_product.default)
+def householder_product(x: Array, tau: Array) -> Array:
+    """The first columns of a product of reflections, kept below the diagonal of `x` and in `tau`."""
+    rows, columns = jnp.arange(x.shape[-2]), tau.shape[-1]
+    found = jnp.broadcast_to(jnp.eye(*x.shape[-2:], dtype=x.dtype), x.shape)
+    for i in reversed(range(columns)):
+        vector = jnp.where(rows > i, x[..., i], (rows == i).astype(x.dtype))[..., None]
+        found = found - tau[..., i, None, None] * vector * (vector.mT @ found)
+    return found
+
+
 @lowers(aten.linalg_det.default)
 def det(x: Array) -> Array:
     """The determinant."""

@@ -4,6 +4,7 @@ import jax
 import pytest
 import torch
 from torch import nn
+from torch.autograd import grad as grad_by_name
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +34,10 @@ def inner_derivative(self, h, x):
     return torch.autograd.grad(h.sum(), self.first.weight, create_graph=True)[0].sum() * h
 
 
+def imported_derivative(self, h, x):
+    return grad_by_name(h.sum(), self.first.weight, create_graph=True)[0].sum() * h
+
+
 def functional_derivative(self, h, x):
     return torch.func.vmap(torch.func.grad(lambda a: (a**2).sum()))(h)
 
@@ -41,6 +46,7 @@ REFUSED = {
     "function": (lambda self, h, x: Through.apply(h), r"Through\.apply.*model'.*test_faults_backward"),
     "hook": (hooked, r"register_hook.*test_faults_backward"),
     "derivative": (inner_derivative, "derivatives inside forward"),
+    "derivative by a name of its own": (imported_derivative, "derivatives inside forward.*test_faults_backward"),
     "functional derivative": (functional_derivative, "derivatives inside forward"),
 }
 

@@ -21,7 +21,14 @@ def written_detached(self, h, x):
     return h + 1
 
 
+def packed(self, h, x):
+    lengths = (x[:, 0] > 0).long() + 1
+    steps = nn.utils.rnn.pack_padded_sequence(h[:, :, None], lengths, batch_first=True, enforce_sorted=False)
+    return h + nn.GRU(1, 3, batch_first=True).to(h)(steps)[1][-1] * 0
+
+
 MESSAGES = {
+    "packed sequences": (packed, r"packs its sequences.*pack_padded_sequence\(h.*lengths - 1"),
     "a write through detach": (written_detached, r"through detach\(\) or \.data, by aten\.mul_.*reads it afterwards"),
     "complex": (lambda self, h, x: torch.view_as_real(torch.polar(h.abs(), h)).sum(-1), "complex numbers.*polar"),
     "fft": (lambda self, h, x: torch.fft.rfft(h).abs()[:, :1] + h, r"complex numbers.*rfft"),

@@ -102,6 +102,7 @@ FUNCTIONS = {
     "pad": lambda x: F.pad(F.pad(x, (1, 2), mode="reflect"), (-1, 1, 1, 0), value=2.0),
     "cdist": lambda x: torch.cdist(x, x * 2 + 1),
     "solve": lambda x: torch.linalg.solve(x + 5 * torch.eye(4, dtype=x.dtype), x),
+    "reflections": lambda x: torch.linalg.householder_product(x[..., :3], x[..., 0, :3]),
     "slogdet": lambda x: torch.linalg.slogdet(x + 5 * torch.eye(4, dtype=x.dtype))[1],
     "causal attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "grouped attention": lambda x: F.scaled_dot_product_attention(

@@ -43,6 +43,8 @@ def test_cotangents_come_first(model, shape, axes):
         (lambda x, p: x @ p["w"].reshape(6, 2), (4, 3)),  # splits an axis
         (lambda x, p: jnp.einsum("bi,bio->bo", x, p["w"]), (5, 6, 4)),
         (lambda x, p: x * p["w"], (5, 6)),
+        (lambda x, p: jnp.einsum("bi,hio->bho", x, p["w"]), (2, 6, 4)),  # outputs on both sides of inputs
+        (lambda x, p: jnp.einsum("bhi,hoi->bo", x.reshape(5, 2, 3), p["w"]), (2, 4, 3)),
         (lambda x, p: x, (6, 4)),
     ],
 )

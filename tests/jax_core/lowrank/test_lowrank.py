@@ -110,9 +110,11 @@ def test_gram_is_exact(x64):
     np.testing.assert_allclose(best.s, values[:3], rtol=1e-10)
 
 
-def test_gram_of_zero_rows_is_zero():
-    found = gram(jnp.zeros((3, 5)))
-    assert found.rank == 0
+@pytest.mark.parametrize("rows", [0, 3])
+def test_gram_of_zero_rows_and_of_no_rows_is_zero(rows):
+    found = gram(jnp.zeros((rows, 5)))
+    assert found.s.tolist() == [0.0]
+    assert_orthonormal(found, 1e-7)
     np.testing.assert_array_equal(found.shift(2.0).mv(jnp.ones(5)), 2 * np.ones(5))
 
 
