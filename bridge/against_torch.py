@@ -18,6 +18,7 @@ from bridge.losses import Loss
 from bridge.one_example import CoreModel
 from bridge.outputs import OutputLayout, single_output
 from bridge.precision import in_float32
+from bridge.reservoir import Reservoir
 from bridge.template import InputTemplate
 from bridge.tensors import to_jax, to_torch
 from bridge.tracing import MismatchError, explain
@@ -27,22 +28,31 @@ from jax_core.likelihoods import Bernoulli, Categorical, Likelihood
 
 
 class KeptBatches:
-    """A check of batches that keeps the first one and one of the later ones, drawn at random, each as likely.
+    """A check of batches that keeps the first one, one of the later ones, each as likely, and some samples of all.
 
     Attributes:
         kept: Their numbers, counting batches that hold samples, and the batches.
+        samples: Some of all batches' samples.
     """
 
     def __init__(self, check: Callable[[int, Batch], None], seed: int = 0) -> None:
         """Wrap a check."""
-        self._check, self._random, self._seen = check, random.Random(seed), 0
+        self._check, self._seed = check, seed
+        self._begin()
+
+    def _begin(self) -> None:
+        self._random, self._seen = random.Random(self._seed), 0
         self.kept: list[tuple[int, Batch]] = []
+        self.samples = Reservoir(self._seed)
 
     def __call__(self, number: int, batch: Batch) -> None:
         """Check a batch, and perhaps keep a copy."""
         self._check(number, batch)
+        if number == 0:  # perhaps once more, where memory ran out before
+            self._begin()
         if not batch_size(batch):
             return
+        self.samples.add(batch)
         if self._seen == 0 or self._random.random() < 1 / self._seen:
             self.kept[1:] = []
             self.kept.append((self._seen, jax.tree.map(jnp.array, batch)))

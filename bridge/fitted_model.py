@@ -46,7 +46,7 @@ class FittedModel:
         places: Of a subnetwork, where its weights lie among those that are traced, all flattened.
         prior_factor: What multiplies a prior precision: of a posterior on a subset of the data, how many samples one of
             it stands for, as laplace-torch has it.
-        seen: A batch or two of the data; none of a fit that was read from a file.
+        seen: Some samples of the data; none of a fit that was read from a file.
         at_lengths: The same for sequences of other lengths, made as they are met.
         singles: Of comparisons, the same for inputs one by one, by their shapes.
         token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.

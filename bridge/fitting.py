@@ -161,7 +161,7 @@ def _fit(
         what = (model_fn, params, loss.likelihood, passes, options)
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll, template)
-    seen = on_device_of(traced.params, tuple(batch for _, batch in batches.kept))
+    seen = on_device_of(traced.params, batches.samples.batches())
     return FittedModel(
         traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places, prior_factor
     )

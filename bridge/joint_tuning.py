@@ -32,7 +32,8 @@ from jax_core.tuning.noise import noisy_evidence, noisy_held_out
 from jax_core.tuning.search import checked_grid
 from jax_core.xla.compiled import as_jit_argument
 
-_SEEN = 256  # training samples that a search without held-out data looks at
+_SEEN, _POSITIONS, _FEWEST = 512, 8192, 16
+"""Training samples that a search without held-out data looks at; where a sample has several positions, fewer."""
 
 
 class Doubts(NamedTuple):
@@ -51,7 +52,7 @@ def joint(
     link: LinkName,
     evidence: Callable[[], float],
 ) -> Tuned:
-    """The most uncertainty that held-out data, or without them the training batches kept, allow.
+    """The most uncertainty that held-out data, or without them the training samples kept, allow.
 
     Raises:
         ValueError: If there are no data to look at, or one example's Jacobian is too large.
@@ -110,10 +111,12 @@ def _on_seen(
             "This posterior was read from a file, which holds no training data to tune on. Give held-out data as "
             "val_loader=, or choose method='marglik', which needs none."
         )
+    family = family_of(la, fit, link)
+    count = max(_FEWEST, min(_SEEN, _POSITIONS // family["positions"]))
     return penalized_search(
         *scaled_model(la, fit),
-        [Batch(fit.features(batch.input), batch.target) for batch in _at_most(fit.seen, _SEEN)],
-        **family_of(la, fit, link),
+        [Batch(fit.features(batch.input), batch.target) for batch in _at_most(fit.seen, count)],
+        **family,
         precisions=precisions,
         temperatures=temperatures,
         follow=follow,

@@ -143,7 +143,7 @@ def _by_marglik(la: LaplaceState, fit: FittedModel, search: Search) -> Tuned:
         if doubts.chosen > doubts.network:
             warnings.warn(
                 f"The evidence is largest at prior_precision={tuned.prior_precision:.3g}, and predictions under it are "
-                f"worse than the network's: on training batches {doubts.chosen:.3g} nats a sample against "
+                f"worse than the network's: on training samples {doubts.chosen:.3g} nats a sample against "
                 f"{doubts.network:.3g}, both with what a network gains on data it was trained on taken off. Leave out "
                 "method=, or give held-out data as val_loader=.",
                 stacklevel=5,

@@ -161,7 +161,7 @@ def test_noise_per_output_is_kept():
         lambda: la.optimize_prior_precision(val_loader=[targets(HELD, "regression")]),
     ):
         assert call().sigma_noise is None
-        assert la.sigma_noise.tolist() == [0.2, 0.3, 0.4]
+        assert la.sigma_noise.tolist() == pytest.approx([0.2, 0.3, 0.4])
 
 
 def test_likelihoods_without_a_predictive_density_take_the_evidence_or_a_score():
@@ -202,3 +202,14 @@ def test_too_large_a_jacobian_is_refused_with_a_remedy(monkeypatch):
     with pytest.raises(ValueError, match=r"GiB here.*'marglik'"):
         la.optimize_prior_precision(grid=GRID)
     assert isinstance(la, Laplace)
+
+
+def test_without_held_out_data_the_size_of_batches_does_not_say_how_many_samples_are_looked_at():
+    x, y = torch.randn(600, 4, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 3
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    for batch_size in (1, 600):
+        la = Laplace(model, hessian_structure="diag", progress=False)
+        la.fit(DataLoader(TensorDataset(x, y), batch_size=batch_size))
+        la.optimize_prior_precision()
+        assert "512 training samples" in str(la.report())
