@@ -79,15 +79,16 @@ class PullStream(HessianRows):
         return self.folded(lambda: self._chunks(visit.layout), advance, start, extra)
 
     def _chunks(self, layout: Layout) -> Iterator[Chunk]:
-        pool, size = Pool(), 0
+        pool, size, few = Pool(), 0, True
         for batch, sample, cotangents in self.batches_with_rows():
             size = size or plan_chunk(self.model_fn, self.params, example_shapes(batch.input), layout=layout)
             pool.add(batch.input, batch_size(batch), sample, cotangents)
             if pool.count >= _POOL * size:
                 yield from pool.chunks(size)
-                pool = Pool()
+                pool, few = Pool(), False
         if pool.count:
-            yield from pool.chunks(size)
+            # all data at once: no chunk is larger than they need
+            yield from pool.chunks(min(size, 1 << (pool.count - 1).bit_length()) if few else size)
 
 
 class Pool:
