@@ -18,7 +18,13 @@ from jax_core.xla.compiled import cached_by_shape
 
 _MOST_SIDE = 8192  # of a matrix, whose factors are diagonalised
 _MOST_DENSE = 1024  # numbers of a parameter, or of one of its rows, whose block is written out
-_MOST_IN_ROWS = 2**24  # numbers of all blocks of a parameter's rows, 64 MiB in float32: a quarter of one factor's most
+_MOST_IN_ROWS = 2**24
+"""Numbers of all blocks of a parameter's rows, 64 MiB in float32, a quarter of what one factor may have.
+
+Decomposing so many took nine seconds of one core for 16 blocks of 1,000, two for 512 of 144; turning 64 rows 0.07 s.
+The kernels of MobileNet, EfficientNet and ConvNeXt-T need two million at most, those of ResNeXt-50 eleven, but for its
+last stage's 85.
+"""
 
 
 class Rows(NamedTuple):
