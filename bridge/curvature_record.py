@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, LowRank, Operator, Symmetric
+from jax_core.operators import (
+    BlockDiagonal,
+    BlockLowRank,
+    Dense,
+    Diagonal,
+    Kronecker,
+    LowRank,
+    Operator,
+    RowBlocks,
+    Symmetric,
+)
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Symmetric, Diagonal, Kronecker)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LowRank, Dense, Symmetric, Diagonal, Kronecker, RowBlocks)}
+_ACROSS = "ColumnBlocks"  # row blocks that lie across
+_KINDS[_ACROSS] = partial(RowBlocks, across=True)
 
 
 def kinds_of(operator: Operator) -> list[str]:
     """The operator's kind, and those of its blocks after it."""
     if isinstance(operator, BlockLowRank | BlockDiagonal):
-        return [type(operator).__name__, *(type(part).__name__ for part in operator.parts)]
-    return [type(operator).__name__]
+        return [type(operator).__name__, *map(_kind, operator.parts)]
+    return [_kind(operator)]
+
+
+def _kind(operator: Operator) -> str:
+    return _ACROSS if isinstance(operator, RowBlocks) and operator.across else type(operator).__name__
 
 
 def arrays_of(operator: Operator) -> dict[str, Any]:
@@ -28,7 +45,8 @@ def arrays_of(operator: Operator) -> dict[str, Any]:
 
 
 def _fields(operator: Any) -> dict[str, Any]:
-    found = {field.name: getattr(operator, field.name) for field in dataclasses.fields(operator) if field.compare}
+    kept = [field for field in dataclasses.fields(operator) if field.compare and not field.metadata.get("static")]
+    found = {field.name: getattr(operator, field.name) for field in kept}
     return {name: array for name, array in found.items() if array is not None}
 
 

@@ -17,11 +17,14 @@ from jaxtyping import Array, Float
 from jax_core.gradients import tables
 from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
 from jax_core.gradients.jacobians import Sides, Worth, by_cost
-from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection
+from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection, RowBlocks
 from jax_core.types import pytree
 
-LeafBasis: TypeAlias = tuple[Array | None, ...]
-"""Of a leaf: ``()`` for its coordinates, ``(V,)``, or the two sides of a Kronecker product, ``None`` the identity."""
+LeafBasis: TypeAlias = tuple[Array | RowBlocks | None, ...]
+"""Of a leaf: ``()`` for its coordinates, ``(V,)``, a basis for each row, or the sides of a Kronecker product.
+
+``None`` is the identity.
+"""
 
 
 @pytree
@@ -129,16 +132,18 @@ def worth_rotating(kronecker: tuple[bool, ...] | None) -> Worth:
     return worth
 
 
-def kronecker_leaves(basis: BlockDiagonal | Kronecker | None) -> tuple[bool, ...] | None:
+def kronecker_leaves(basis: BlockDiagonal | Kronecker | RowBlocks | None) -> tuple[bool, ...] | None:
     """Which leaves have a Kronecker product for a basis."""
     return None if basis is None else tuple(isinstance(part, Kronecker) for part in basis.parts)
 
 
-def _bases(basis: BlockDiagonal | Kronecker) -> list[LeafBasis]:
+def _bases(basis: BlockDiagonal | Kronecker | RowBlocks) -> list[LeafBasis]:
     found: list[LeafBasis] = []
     for part in basis.parts:
         if isinstance(part, Kronecker):
             found.append((part.left, part.right))
+        elif isinstance(part, RowBlocks):
+            found.append((part,))
         else:
             found.append((part.eigenvectors,) if isinstance(part, Dense) else ())
     return found
@@ -149,19 +154,22 @@ def _rotate_plain(rows: Float[Array, "*B N"], basis: LeafBasis) -> Float[Array, 
         return _turned(rows, basis, 0)
     outs, width = _sides(basis, rows.shape[-1])
     flat = _turned(rows.reshape(-1, width), basis, 1)  # (B * O, I): one product of matrices
-    if basis[0] is None:
+    left = basis[0]
+    if left is None:
         return flat.reshape(rows.shape)
-    turned = jnp.einsum("boi,op->bpi", flat.reshape(-1, outs, width), basis[0])
+    turned = jnp.einsum("boi,op->bpi", flat.reshape(-1, outs, width), left)
     return turned.reshape(rows.shape)
 
 
 def _turned(part: Array, basis: LeafBasis, side: int) -> Array:
     matrix = basis[side] if basis else None
+    if isinstance(matrix, RowBlocks):
+        return matrix.rotate(part)
     return part if matrix is None else part @ matrix
 
 
 def _sides(basis: LeafBasis, size: int) -> tuple[int, int]:
-    outs, width = (None if side is None else side.shape[0] for side in basis)
+    outs, width = (None if side is None or isinstance(side, RowBlocks) else side.shape[0] for side in basis)
     return outs or size // (width or 1), width or size // (outs or 1)
 
 

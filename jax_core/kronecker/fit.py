@@ -28,7 +28,7 @@ from jax_core.kronecker.layers import find_layers
 from jax_core.kronecker.some_batches import SomeBatches
 from jax_core.kronecker.steps import AddFactors, AddRotated, KfacApprox
 from jax_core.lowrank import gram, nystrom
-from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker
+from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, RowBlocks
 from jax_core.operators.projection import Projection
 from jax_core.source import Source
 from jax_core.types import ModelFn, Params
@@ -135,11 +135,14 @@ def _factors(
     sides = {s.leaf: (a, samples * visit.count(s)) for s, a in zip(layers.layout.factored, grams, strict=True)}
     eigen = {leaf: _eigh(lefts[leaf]) for leaf in range(len(lefts)) if lefts[leaf].ndim == 2 and leaf not in biases}
     parts: list[Any] = []
-    for leaf, total in enumerate(lefts):
+    for leaf, (slot, total) in enumerate(zip(layers.slots, lefts, strict=True)):
+        rows = layers.rows(slot)
         if leaf in sides:
             parts.append(_product(*eigen[leaf], *sides[leaf]))
         elif leaf in biases or total.ndim == 2:
             parts.append(Dense(*eigen[biases.get(leaf, leaf)]))
+        elif rows is not None:
+            parts.append(RowBlocks(*_eigh_of_rows(total), rows.across))
         else:
             parts.append(Diagonal(total))
     return BlockDiagonal(tuple(parts)), stream.sums
@@ -159,6 +162,13 @@ def _eigh(matrix: Float[Array, "N N"]) -> tuple[Float[Array, " N"], Float[Array,
     wide = host.astype(np.float64) if len(host) <= _EXACT else host
     values, vectors = scipy.linalg.eigh((wide + wide.T) / 2, driver="evd")
     return jnp.asarray(np.maximum(values, 0.0), matrix.dtype), jnp.asarray(vectors, matrix.dtype)
+
+
+def _eigh_of_rows(matrices: Float[Array, "G N N"]) -> tuple[Float[Array, "G N"], Float[Array, "G N N"]]:
+    """Eigenpairs of each of many blocks, on the host."""
+    wide = np.asarray(matrices, np.float64)
+    values, vectors = np.linalg.eigh((wide + wide.swapaxes(1, 2)) / 2)
+    return jnp.asarray(np.maximum(values, 0.0), matrices.dtype), jnp.asarray(vectors, matrices.dtype)
 
 
 def _rotated(

@@ -44,11 +44,15 @@ def _described(source: Source, approximation: KfacApprox) -> str:
     paths = jax.tree_util.tree_flatten_with_path(source.params)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
     plain = layers.layout.plain
-    dense, rest = ([names[s.leaf] for s in plain if layers.is_dense(s) is small] for small in (True, False))
+    dense = [slot for slot in plain if layers.is_dense(slot)]
+    by_rows = [slot for slot in plain if layers.rows(slot)]
+    rest = [names[slot.leaf] for slot in plain if slot not in dense and slot not in by_rows]
     blocks = len(layers.layout.factored)
     found = f"{blocks} Kronecker block{'' if blocks == 1 else 's'}"
     found += " (kfac_approx='reduce')" if approximation == "reduce" else ""
-    found += f", {len(dense)} dense (of parameters that are no matrix of products alone)" if dense else ""
+    none = " (of parameters that are no matrix of products alone)"
+    found += f", {len(dense)} dense{none}" if dense else ""
+    found += f", {len(by_rows)} of a dense block for each row{'' if dense else none}" if by_rows else ""
     return found + (f", and a diagonal for {_listed(rest)}, which are none either" if rest else "")
 
 

@@ -22,7 +22,7 @@ Sides: TypeAlias = tuple[list[Array], list[Array]]
 
 @dataclass(frozen=True)
 class AddFactors:
-    r"""$\sum_s \bar y_s \bar y_s^\top$ and $\sum_s x_s x_s^\top$ of each matrix, else the block or its diagonal.
+    r"""$\sum_s \bar y_s \bar y_s^\top$ and $\sum_s x_s x_s^\top$ of each matrix, else a block or a diagonal.
 
     Reduced, an example has one of each: the sum of its cotangents, and the mean of its vectors. Of a table's vectors
     the sum is diagonal, the numbers of times that each row is looked up.
@@ -39,10 +39,17 @@ class AddFactors:
     def start(self, dtype: Any) -> Sides:
         """Zeros."""
         outs = {slot.leaf: slot.outs for slot in self.layout.factored}
-        sides = [(outs.get(slot.leaf, slot.size), slot) for slot in self.layers.slots]
-        written = [slot.leaf in outs or self.layers.is_dense(slot) for slot in self.layers.slots]
-        left = [jnp.zeros((n, n) if w else n, dtype) for (n, _), w in zip(sides, written, strict=True)]
+        left = [
+            jnp.zeros((outs[s.leaf],) * 2 if s.leaf in outs else self._written(s), dtype) for s in self.layers.slots
+        ]
         return left, [jnp.zeros((s.width,) if s.is_table else (s.width, s.width), dtype) for s in self.layout.factored]
+
+    def _written(self, slot: Slot) -> tuple[int, ...]:
+        """The shape of what is kept of a leaf that is no matrix."""
+        if self.layers.is_dense(slot):
+            return slot.size, slot.size
+        rows = self.layers.rows(slot)
+        return (slot.size,) if rows is None else (rows.number, rows.width, rows.width)
 
     def share(self, carry: Sides, extra: None, right: list[Array], counted: Bool[Array, " B"]) -> tuple[Sides, None]:
         """The vectors' share, which counts each example once, whatever its rows."""
@@ -72,7 +79,13 @@ class AddFactors:
         added, start = {}, 0
         for slot in self.layout.plain:
             own = plain[:, start : start + slot.size]
-            added[slot.leaf] = own.T @ own if self.layers.is_dense(slot) else jnp.square(own).sum(0)
+            rows = self.layers.rows(slot)
+            if self.layers.is_dense(slot):
+                added[slot.leaf] = own.T @ own
+            elif rows is None:
+                added[slot.leaf] = jnp.square(own).sum(0)
+            else:
+                added[slot.leaf] = jnp.einsum("bgi,bgj->gij", rows.cut(own), rows.cut(own))
             start += slot.size
         for slot, part in zip(self.layout.factored, left, strict=True):
             own = part.sum(1) if self.is_reduced(slot) else part.reshape(-1, part.shape[-1])

@@ -10,6 +10,7 @@ from jax_core.operators.low_rank import LowRank
 from jax_core.operators.projection import Projection
 from jax_core.operators.protocol import Covariance, Operator, logdet
 from jax_core.operators.rooted import Rooted
+from jax_core.operators.row_blocks import RowBlocks
 from jax_core.operators.spectral import Spectral
 from jax_core.operators.symmetric import Symmetric
 from jax_core.operators.whiten import whiten
@@ -25,6 +26,7 @@ __all__ = [
     "Operator",
     "Projection",
     "Rooted",
+    "RowBlocks",
     "Spectral",
     "Symmetric",
     "add",

@@ -16,6 +16,7 @@ from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
+from jax_core.operators.row_blocks import RowBlocks
 from jax_core.operators.symmetric import Symmetric
 from jax_core.xla.precision import full_precision
 
@@ -25,7 +26,7 @@ _PRODUCT = 1e-4  # of a Kronecker product's eigenvalues, what may be no product
 
 
 def add(first: Operator, second: Operator, *, rank: int | None = None) -> Operator:
-    r"""$A + B$ in the structure of both: exact of matrices and diagonals.
+    r"""$A + B$ in the structure of both: exact of matrices, their blocks and diagonals.
 
     Two low ranks are truncated to ``rank``, by default the larger of theirs: what $\operatorname{tr}(A + B)$ loses is
     the trace of what is left out. Kronecker products $B_1 \otimes A_1 + B_2 \otimes A_2$ become one whose factors are
@@ -78,7 +79,15 @@ def _block(first: Block, second: Block) -> Block:
             found = add(first, second)
             assert isinstance(found, Dense | Diagonal)
             return found
+        case RowBlocks(), RowBlocks() if (first.size, first.across) == (second.size, second.across):
+            return _row_blocks(first, second)
     raise TypeError("The curvatures have other blocks: they belong to different networks. Fit anew on all the data.")
+
+
+@jax.jit
+@full_precision
+def _row_blocks(first: RowBlocks, second: RowBlocks) -> RowBlocks:
+    return RowBlocks.from_matrices(first.matrices() + second.matrices(), across=first.across)
 
 
 @jax.jit
@@ -155,5 +164,8 @@ def _entries_in(operator: Block, basis: Block) -> Array:
         return _diagonal_in(operator, basis.left, basis.right).reshape(-1)
     if isinstance(operator, Diagonal):
         return operator.diagonal
+    if isinstance(operator, RowBlocks) and isinstance(basis, RowBlocks):
+        overlaps = jnp.swapaxes(basis.eigenvectors, 1, 2) @ operator.eigenvectors
+        return (jnp.square(overlaps) @ operator.eigenvalues[..., None]).reshape(-1)
     unit = jnp.eye(operator.size, dtype=operator.spectrum.dtype)
     return jnp.diagonal(basis.rotate(jax.vmap(operator.mv)(basis.rotate_back(unit))))

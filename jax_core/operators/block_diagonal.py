@@ -15,11 +15,12 @@ from jax_core.operators.dense import Dense
 from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.projection import Projection
+from jax_core.operators.row_blocks import RowBlocks
 from jax_core.operators.short_repr import ShortRepr
 from jax_core.operators.spectral import Spectral
 from jax_core.types import pytree
 
-Block: TypeAlias = Kronecker | Dense | Diagonal
+Block: TypeAlias = Kronecker | Dense | RowBlocks | Diagonal
 """An operator with a full basis of eigenvectors."""
 
 
@@ -84,7 +85,7 @@ class BlockDiagonal(Spectral, ShortRepr):
         """Rows and columns in another order within each block: entry ``i`` is the former ``positions[i]``.
 
         Raises:
-            ValueError: If the order leads out of a block, or mixes the sides of a Kronecker product.
+            ValueError: If the order leads out of a block, or mixes the sides of a Kronecker product or a matrix's rows.
         """
         pairs = zip(self.parts, self.within_blocks(positions), strict=True)
         return BlockDiagonal(tuple(part.permute(some) for part, some in pairs))

@@ -14,6 +14,7 @@ from jax_core.types import pytree
 if TYPE_CHECKING:
     from jax_core.operators.block_diagonal import BlockDiagonal
     from jax_core.operators.kronecker import Kronecker
+    from jax_core.operators.row_blocks import RowBlocks
 
 
 @pytree
@@ -31,7 +32,7 @@ class Projection(ShortRepr):
         values: $s$.
     """
 
-    basis: BlockDiagonal | Kronecker | None
+    basis: BlockDiagonal | Kronecker | RowBlocks | None
     weights: Float[Array, " *P"] | None
     columns: Float[Array, "P R"] | None
     values: Float[Array, " R"] | None

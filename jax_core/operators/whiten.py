@@ -16,6 +16,7 @@ from jax_core.operators.diagonal import Diagonal
 from jax_core.operators.kronecker import Kronecker
 from jax_core.operators.low_rank import LowRank
 from jax_core.operators.protocol import Operator
+from jax_core.operators.row_blocks import RowBlocks
 from jax_core.operators.symmetric import Symmetric
 from jax_core.xla.precision import full_precision
 
@@ -65,6 +66,11 @@ def _(operator: Kronecker, root: Array) -> Kronecker:
 
 
 @_scale_both_sides.register
+def _(operator: RowBlocks, root: Array) -> RowBlocks:
+    return operator.rescale(constant(root) ** 2)
+
+
+@_scale_both_sides.register
 def _(operator: BlockDiagonal, root: Array) -> BlockDiagonal:
     pairs = zip(operator.parts, operator.slices, strict=True)
     return BlockDiagonal(tuple(_scale_block(part, root[s]) for part, s in pairs))
@@ -72,7 +78,7 @@ def _(operator: BlockDiagonal, root: Array) -> BlockDiagonal:
 
 def _scale_block(part: Block, root: Array) -> Block:
     scaled = _scale_both_sides(part, root)
-    assert isinstance(scaled, Kronecker | Dense | Diagonal)  # a block stays of its kind
+    assert isinstance(scaled, Kronecker | Dense | RowBlocks | Diagonal)  # a block stays of its kind
     return scaled
 
 
@@ -95,7 +101,8 @@ def constant(root: Float[Array, " N"]) -> Float[Array, ""]:
     """
     if not isinstance(root, jax.core.Tracer) and np.ptp(np.asarray(root)) > 0:
         raise ValueError(
-            "A Kronecker product's prior is one number for its whole block: give one precision, or one per layer. "
+            "The prior of a Kronecker product, and of blocks of a parameter's rows, is one number for the whole "
+            "parameter: give one precision, or one per layer. "
             "Precisions of single parameters go with the structures 'full', 'diag' and 'lowrank'."
         )
     return root[0]

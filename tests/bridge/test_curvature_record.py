@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from bridge.curvature_record import arrays_of, kinds_of, operator_of
-from jax_core.operators import BlockDiagonal, Dense, Diagonal, Kronecker, LowRank, Operator, Symmetric
+from jax_core.operators import BlockDiagonal, Dense, Diagonal, Kronecker, LowRank, Operator, RowBlocks, Symmetric
+
+
+def _columns() -> RowBlocks:
+    root = jax.random.normal(jax.random.key(1), (2, 2, 2))
+    return RowBlocks.from_matrices(root @ jnp.swapaxes(root, 1, 2), across=True)
 
 
 def operators() -> list[Operator]:
@@ -20,6 +25,8 @@ def operators() -> list[Operator]:
         Diagonal(jnp.arange(5.0)),
         Kronecker(None, jnp.ones((1, 1)), jnp.arange(5.0)[:, None]),  # of a table
         BlockDiagonal((Kronecker(jnp.eye(2), None, jnp.ones((2, 2))), Diagonal(jnp.ones(1)))),
+        RowBlocks(jnp.arange(5.0)[:, None], jnp.ones((5, 1, 1))),
+        BlockDiagonal((_columns(), Diagonal(jnp.ones(1)))),
         LowRank(jnp.eye(5)[:, :2], jnp.ones(2), jnp.zeros(())),
     ]
 

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kronecker, LowRank, Symmetric, add
+from jax_core.operators import (
+    BlockDiagonal,
+    BlockLowRank,
+    Dense,
+    Diagonal,
+    Kronecker,
+    LowRank,
+    RowBlocks,
+    Symmetric,
+    add,
+)
 
 
 def matrix(operator):
@@ -38,7 +48,13 @@ def eigenvalue_corrected(key, m=3, n=2):
 
 def blocks(key, corrected=False):
     first = eigenvalue_corrected(key) if corrected else factors(key)[1]
-    return BlockDiagonal((first, Dense.from_matrix(positive(key + 2, 3)), Diagonal(jnp.arange(1.0, 3.0) + key)))
+    small = Dense.from_matrix(positive(key + 2, 3))
+    return BlockDiagonal((first, small, Diagonal(jnp.arange(1.0, 3.0) + key), by_rows(key), by_rows(key, across=True)))
+
+
+def by_rows(key, *, across=False):
+    matrices = jnp.stack([positive(key + i, 3) for i in (11, 12)])
+    return RowBlocks.from_matrices(matrices, across=across)
 
 
 def block_low_rank(key, rank=3):
@@ -178,3 +194,5 @@ def test_other_structures_have_no_sum():
         add(Diagonal(jnp.ones(2)), Symmetric.from_matrix(jnp.eye(2)))
     with pytest.raises(TypeError, match="other blocks"):
         add(BlockDiagonal((Diagonal(jnp.ones(2)),)), BlockDiagonal((Dense.from_matrix(jnp.eye(2)),)))
+    with pytest.raises(TypeError, match="other blocks"):
+        add(BlockDiagonal((by_rows(0),)), BlockDiagonal((by_rows(0, across=True),)))

@@ -15,6 +15,7 @@ from jax_core.operators import (
     Kronecker,
     LowRank,
     Operator,
+    RowBlocks,
     Symmetric,
     logdet,
     whiten,
@@ -36,6 +37,8 @@ def make(kind: str, size: int = 7, rank: int = 3) -> tuple[Operator, jax.Array]:
         return Symmetric.from_matrix(root @ root.T / 2).rescale(2.0), root @ root.T
     if kind == "kronecker":
         return kronecker(key, size, rank)
+    if kind in ("row_blocks", "column_blocks"):
+        return row_blocks(key, size, rank, across=kind == "column_blocks")
     if kind == "blocks":
         return blocks(key, size, rank)
     if kind == "block_low_rank":
@@ -61,14 +64,26 @@ def kronecker(key: jax.Array, size: int, other: int) -> tuple[Kronecker, jax.Arr
     return Kronecker(left, right, values), (basis * values.reshape(-1)) @ basis.T
 
 
+def row_blocks(key: jax.Array, size: int, width: int, *, across: bool) -> tuple[RowBlocks, jax.Array]:
+    """Blocks of ``width`` where that divides the size, else of one; ``across``, of a matrix's columns."""
+    width = width if size % width == 0 else 1
+    roots = jax.random.normal(key, (size // width, width, width))
+    matrices = roots @ jnp.swapaxes(roots, 1, 2)
+    whole = jax.scipy.linalg.block_diag(*matrices)
+    places = np.arange(size).reshape(-1, width).T.reshape(-1) if across else np.arange(size)
+    return RowBlocks.from_matrices(matrices, across=across), whole[places][:, places]
+
+
 def blocks(key: jax.Array, size: int, rank: int) -> tuple[BlockDiagonal, jax.Array]:
-    """A Kronecker product, a diagonal and a dense block, as far as the size goes."""
+    """A Kronecker product, a diagonal, blocks of a matrix's columns and a dense block, as far as the size goes."""
     first = (size + 1) // 2
     parts = [kronecker(key, first, rank)]
     if size > first:
         parts.append(make("diagonal", 1))
-    if size > first + 1:
-        parts.append(make("dense", size - first - 1))
+    if size > first + 3:
+        parts.append(row_blocks(key, 2, 2, across=True))
+    if (rest := size - sum(part.size for part, _ in parts)) > 0:
+        parts.append(make("dense", rest))
     return BlockDiagonal(tuple(part for part, _ in parts)), jax.scipy.linalg.block_diag(*(m for _, m in parts))
 
 
@@ -78,13 +93,19 @@ def within_blocks(operator: Operator) -> np.ndarray:
     if isinstance(base, Kronecker):
         m, n = base.eigenvalues.shape
         return np.roll(np.arange(m * n).reshape(m, n), (1, 1), (0, 1)).T.reshape(-1)
+    if isinstance(base, RowBlocks):
+        g, n = base.eigenvalues.shape
+        places = np.arange(g * n).reshape((n, g) if base.across else (g, n))
+        return np.roll(places, (1, 1), (0, 1)).T.reshape(-1)
     if isinstance(base, BlockDiagonal):
         return np.concatenate([s.start + within_blocks(p) for p, s in zip(base.parts, base.slices, strict=True)])
     return np.roll(np.arange(operator.size), 1)
 
 
-SPECTRAL = ("diagonal", "dense", "symmetric", "low_rank", "kronecker", "blocks")
+BY_ROWS = ("row_blocks", "column_blocks")
+SPECTRAL = ("diagonal", "dense", "symmetric", "low_rank", "kronecker", *BY_ROWS, "blocks")
 KINDS = (*SPECTRAL, "block_low_rank")
+WHOLE = ("kronecker", *BY_ROWS, "blocks", "block_low_rank")  # with one prior for each block
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +179,7 @@ def test_whitening_scales_both_sides(x64, kind):
     if isinstance(operator, LowRank):
         operator, matrix = LowRank(operator.U, operator.s, jnp.zeros(())), matrix - 0.5 * jnp.eye(7)
     root = jax.random.uniform(jax.random.key(3), (7,)) + 0.2
-    if kind in ("kronecker", "blocks", "block_low_rank"):
+    if kind in WHOLE:
         root = one_number_a_block(operator, root)
     v = jax.random.normal(jax.random.key(1), (7,))
     np.testing.assert_allclose(whiten(operator, root).mv(v), root * (matrix @ (root * v)), atol=1e-11)
@@ -171,8 +192,8 @@ def one_number_a_block(operator, root):
     return jnp.concatenate([jnp.full(root[s].shape, root[s.start]) for s in slices])
 
 
-@pytest.mark.parametrize("kind", ["kronecker", "blocks", "block_low_rank"])
-def test_a_kronecker_product_takes_no_prior_of_single_parameters(kind):
+@pytest.mark.parametrize("kind", WHOLE)
+def test_blocks_whose_eigenvectors_stay_take_no_prior_of_single_parameters(kind):
     operator, _ = make(kind, 8, 2)
     with pytest.raises(ValueError, match="one per layer"):
         whiten(operator, jnp.arange(1.0, 9.0))
@@ -185,6 +206,20 @@ def test_an_order_that_leads_out_of_a_block_or_mixes_sides_is_refused():
     product = Kronecker(jnp.eye(2), jnp.eye(2), jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="no Kronecker product"):
         product.permute(np.array([0, 1, 3, 2]))
+    for kind in BY_ROWS:
+        with pytest.raises(ValueError, match="neither its rows nor its columns"):
+            make(kind, 6, 3)[0].permute(np.array([3, 1, 2, 0, 4, 5]))
+
+
+def test_rows_moved_within_themselves_stay_rows(x64):
+    operator, matrix = make("row_blocks", 6, 3)
+    turned = np.array([4, 5, 3, 0, 2, 1])
+    moved = operator.permute(turned)
+    assert not moved.across
+    np.testing.assert_allclose(jax.vmap(moved.mv)(jnp.eye(6)), matrix[turned][:, turned], atol=1e-12)
+    rows = jax.random.normal(jax.random.key(0), (4, 6))
+    expected = operator.permute_rotated(operator.rotate(rows).T, turned).T
+    np.testing.assert_allclose(moved.rotate(rows[:, turned]), expected, atol=1e-12)
 
 
 def test_operators_are_pytrees():
