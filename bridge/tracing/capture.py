@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,6 @@ from torch import _decomp, fx
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.modules import module as torch_module
 from torch.nn.modules import transformer
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.errors import TraceError
@@ -62,10 +62,11 @@ def _export(
 ) -> tuple[ExportedProgram, str | None]:
     """The program, and what fixed its batch size: a module and a line, "" if unknown, None if it stayed open."""
     watch = _BatchWatch(model)
-    with _quiet(), _without_data_branches(), watch.hooked(), _DetachedData():
+    with _quiet(), _without_data_branches(), watch.hooked():
         try:
             shapes = _dynamic(model, args, kwargs) if dynamic else None
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            with _detached_data():
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             drop_last_copies(program.graph)
             check_detached_writes(program.graph)
             _restore_stop_gradient(program.graph)
@@ -121,21 +122,30 @@ def _restore_stop_gradient(graph: fx.Graph) -> None:
     graph.lint()
 
 
-class _DetachedData(TorchFunctionMode):
-    """Reads `h.data` as `h.detach()`, the same values without a derivative: export sees no operator in the first."""
+@contextlib.contextmanager
+def _detached_data() -> Iterator[None]:
+    """Read `h.data` as `h.detach()`, the same values without a derivative: export sees no operator in the first.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _READ_DATA:
-            return args[0].detach()
-        if func == _REPLACE_DATA:
-            raise TraceError(
-                f"The model assigns to .data of a tensor in its forward{shown(running_line())}\n"
-                "Export does not see it. Compute a new tensor instead, as h = h + (f(h) - h).detach()."
-            )
-        return func(*args, **(kwargs or {}))
+    In this thread alone. By a property, since a mode of torch's would stand in the place of the user's lines.
+    """
+    ours, base = threading.get_ident(), torch._C.TensorBase.__dict__["data"]
 
+    def read(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if threading.get_ident() == ours else base.__get__(tensor)
 
-_READ_DATA, _REPLACE_DATA = (getattr(torch.Tensor.data, name) for name in ("__get__", "__set__"))
+    def replace(tensor: torch.Tensor, value: torch.Tensor) -> None:
+        if threading.get_ident() != ours:
+            return base.__set__(tensor, value)
+        raise TraceError(
+            f"The model assigns to .data of a tensor in its forward{shown(running_line())}\n"
+            "Export does not see it. Compute a new tensor instead, as h = h + (f(h) - h).detach()."
+        )
+
+    setattr(torch.Tensor, "data", property(read, replace))  # noqa: B010  (no assignment that a checker accepts)
+    try:
+        yield
+    finally:
+        del torch.Tensor.data
 
 
 class _BatchWatch:
