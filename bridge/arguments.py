@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from bridge.independence import runs
 from bridge.placement import device_of
 from bridge.precision import in_float32
-from bridge.tracing.state import looking_at
 
 _ALIKE = 0.8  # of two names, one perhaps the other misspelt
 
@@ -152,7 +152,7 @@ def _positions(model: nn.Module, takes: Parameters, given: Sequence[Any]) -> Any
         name = repr(takes.places[place]) if place < len(takes.places) else f"number {place}"
         as_tensor(value, f"Input {name} of {type(model).__name__}.forward is")
     several = takes.bind(len(given))
-    if takes.bind(1) and (not several or (isinstance(one, list) and _runs(model, one))):
+    if takes.bind(1) and (not several or (isinstance(one, list) and _takes_list(model, one))):
         return (one,)
     return tuple(as_tensor(value) for value in given)
 
@@ -162,13 +162,7 @@ def _nested(value: Any) -> bool:
     return any(is_array(leaf) for leaf in leaves)
 
 
-def _runs(model: nn.Module, inputs: list[torch.Tensor]) -> bool:
+def _takes_list(model: nn.Module, inputs: list[torch.Tensor]) -> bool:
     """Whether a model takes a list as one input, by trying it on two samples."""
     device = device_of(model)
-    few = [in_float32(tensor[:2].to(device)) for tensor in inputs]
-    try:
-        with looking_at(model), torch.no_grad():
-            model(few)
-    except Exception:  # whatever a model's own code raises on a list in the place of a tensor
-        return False
-    return True
+    return runs(model, ([in_float32(tensor[:2].to(device)) for tensor in inputs],))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
-from bridge.independence import call
-from bridge.tracing.state import looking_at
+from bridge.independence import length, runs
+from bridge.precision import is_short
 
 _FEW = 2
 """Samples that a model is traced on."""
@@ -32,12 +32,12 @@ def reason(model: nn.Module, network: nn.Module, given: Any, inputs: Any) -> str
             ", so that it was handed the mapping as one input. Pick what the model takes with to_batch=, as "
             f"to_batch=lambda batch: (batch[{next(iter(inputs[0]))!r}], batch[...])."
         )
-    if _length(inputs) > _FEW and _runs(network, inputs):
+    if length(inputs) > _FEW and runs(network, inputs):
         return (
-            f" It takes the {_length(inputs)} samples that the loader yields, and is traced on {_FEW} of them: its "
+            f" It takes the {length(inputs)} samples that the loader yields, and is traced on {_FEW} of them: its "
             "code fixes the batch size. Write its sizes in terms of x.shape[0] (or -1)."
         )
-    if network is not model and _runs(model, torch_pytree.tree_map(_as_before(given), inputs)):
+    if network is not model and runs(model, torch_pytree.tree_map(_as_before(given), inputs)):
         return (
             " Models with weights in 16 bits are worked on in float32, and this one casts to 16 bits in its forward. "
             "Cast to the weights' own type there, as x.to(self.layer.weight.dtype), or give the model in float32."
@@ -46,22 +46,5 @@ def reason(model: nn.Module, network: nn.Module, given: Any, inputs: Any) -> str
 
 
 def _as_before(given: Any) -> Any:
-    short = [x.dtype for x in torch_pytree.tree_leaves(given) if isinstance(x, torch.Tensor) and _is_short(x)]
+    short = [x.dtype for x in torch_pytree.tree_leaves(given) if is_short(x)]
     return lambda leaf: leaf.to(short[0]) if short and leaf.dtype is torch.float32 else leaf
-
-
-def _is_short(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (torch.float16, torch.bfloat16)
-
-
-def _length(inputs: Any) -> int:
-    return torch_pytree.tree_leaves(inputs)[0].shape[0]
-
-
-def _runs(model: nn.Module, inputs: Any) -> bool:
-    try:
-        with looking_at(model), torch.no_grad():
-            call(model, inputs)
-    except Exception:  # whatever the model's own code raises: then this is not what differs
-        return False
-    return True

@@ -36,7 +36,7 @@ def output_shapes(model: nn.Module, inputs: Any) -> tuple[tuple[int, ...], tuple
             is not the batch.
     """
     batch = _several(inputs)
-    count = _length(batch)
+    count = length(batch)
     cuts = [(0, count // 2), (count // 2, count), (0, 1), (count - 1, count)]
     with looking_at(model):
         whole = _outputs(model, batch)
@@ -70,13 +70,23 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
+def runs(model: nn.Module, inputs: Any) -> bool:
+    """Whether the model takes a batch, by trying it; what it writes is put back."""
+    try:
+        with looking_at(model), torch.no_grad():
+            call(model, inputs)
+    except Exception:  # whatever the model's own code raises
+        return False
+    return True
+
+
 def _outputs(model: nn.Module, inputs: Any) -> torch.Tensor:
     return single_output(call(model, inputs))
 
 
 def _several(inputs: Any) -> Any:
     """Some samples; of a small batch, those and others near them, the other way round."""
-    if _length(inputs) >= _FEW:
+    if length(inputs) >= _FEW:
         return _slice(inputs, 0, _SAMPLES)
 
     def doubled(leaf: torch.Tensor) -> torch.Tensor:
@@ -85,7 +95,8 @@ def _several(inputs: Any) -> Any:
     return torch_pytree.tree_map(doubled, inputs)
 
 
-def _length(inputs: Any) -> int:
+def length(inputs: Any) -> int:
+    """Samples of a batch."""
     return torch_pytree.tree_leaves(inputs)[0].shape[0]
 
 
@@ -118,7 +129,7 @@ def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def _gradient_error(model: nn.Module, batch: Any) -> float:
     """How far the halves' gradients are from adding up to the batch's, for one random cotangent."""
-    count = _length(batch)
+    count = length(batch)
     shape = _outputs(model, batch).shape
     cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -159,13 +170,13 @@ def _seen(model: nn.Module, batch: Any, how: str) -> str:
 
 def _first_module(model: nn.Module, batch: Any) -> str:
     """The innermost module whose output for half of the batch is not that half of its output for the whole."""
-    half = max(1, _length(batch) // 2)
+    half = max(1, length(batch) // 2)
     whole, part = _module_values(model, batch), _module_values(model, _slice(batch, 0, half))
     for (path, number), (given, output) in whole.items():
         other = part.get((path, number))
-        if other is None or not _is_moved(output, other[1], _length(batch), half):
+        if other is None or not _is_moved(output, other[1], length(batch), half):
             continue
-        if _is_moved(given, other[0], _length(batch), half):  # what came in was mixed before
+        if _is_moved(given, other[0], length(batch), half):  # what came in was mixed before
             parent = path.rpartition(".")[0]
             return f"{parent if parent.startswith('model.') else _ROOT}, before {path}"
         return path

@@ -21,7 +21,7 @@ def in_float32(value: T) -> T:
     """
     if not isinstance(value, nn.Module):
         return torch_pytree.tree_map(_widened, value)
-    if not any(tensor.dtype in _SHORT for tensor in (*value.parameters(), *value.buffers())):
+    if not any(is_short(tensor) for tensor in (*value.parameters(), *value.buffers())):
         return value
     try:
         wide = copy.deepcopy(value)
@@ -41,10 +41,15 @@ def in_float32(value: T) -> T:
 def in_type_of(given: Any, result: T) -> T:
     """What was computed for inputs widened by :func:`in_float32`, in the 16-bit type of the first of them."""
     first = next((x for x in torch_pytree.tree_leaves(given) if isinstance(x, torch.Tensor)), None)
-    if first is None or first.dtype not in _SHORT:
+    if first is None or not is_short(first):
         return result
     return torch_pytree.tree_map(lambda leaf: leaf.to(first.dtype), result)
 
 
+def is_short(leaf: Any) -> bool:
+    """Whether something is a tensor of 16-bit floats."""
+    return isinstance(leaf, torch.Tensor) and leaf.dtype in _SHORT
+
+
 def _widened(leaf: T) -> T:
-    return leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype in _SHORT else leaf  # pyright: ignore
+    return leaf.float() if is_short(leaf) else leaf  # pyright: ignore

@@ -27,7 +27,6 @@ _IDLE: dict[str, tuple[str, ...]] = {
     "gradient": ("val_loader", "grid"),
     "gridsearch": ("n_steps", "lr", "init_prior_prec", "prior_structure"),
 }
-_UNSET = dict.fromkeys(("val_loader", "grid", "n_steps", "lr", "init_prior_prec")) | {"prior_structure": "scalar"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,8 @@ class Search:
 
     def _without_idle(self) -> Search:
         """Without what the method, where it is one of laplace-torch's, does not look at; warns of what that is."""
-        idle = [name for name in _IDLE.get(self.method or "", ()) if self._says(name)]
+        unset = Search()
+        idle = [n for n in _IDLE.get(self.method or "", ()) if not _is(getattr(self, n), getattr(unset, n))]
         if not idle:
             return self
         instead = (
@@ -103,11 +103,7 @@ class Search:
             else "It finds one precision for all layers on a grid; method='marglik' takes the others."
         )
         warnings.warn(f"method={self.method!r} does not look at {', '.join(idle)}. {instead}", stacklevel=6)
-        return replace(self, **{name: _UNSET[name] for name in idle})
-
-    def _says(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value != "scalar" if name == "prior_structure" else value is not None
+        return replace(self, **{name: getattr(unset, name) for name in idle})
 
     def _best(self, likelihood: Likelihood) -> TuningMethod:
         if self.val_loader is not None:
@@ -175,3 +171,8 @@ def method_or_prediction(pred_type: Any, method: Any) -> tuple[Any, Any]:
     if method is not None:
         raise ValueError(f"{pred_type!r} and {method!r} are both methods. Give one.")
     return "glm", str(getattr(pred_type, "value", pred_type))
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Whether an option is left as it was; arrays are not compared."""
+    return value is default or (isinstance(default, str) and value == default)

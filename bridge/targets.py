@@ -12,6 +12,7 @@ import numpy as np
 
 from bridge.losses import Loss
 from bridge.outputs import OutputLayout
+from bridge.tracing.errors import first_line
 from jax_core.data.batches import Batch, batch_size
 from jax_core.likelihoods import (
     Bernoulli,
@@ -196,11 +197,6 @@ def _check_classes(number: int, target: np.ndarray, classes: int, ignore_index: 
             f"to {classes - 1}. Count classes from zero; if it marks what is not counted, as padded tokens, set "
             f"likelihood={remedy.format(wrong.flat[0])}."
         )
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _shapes(tree: Any) -> str:

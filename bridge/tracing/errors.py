@@ -27,3 +27,8 @@ class MismatchError(TraceError):
 
 class BatchSizeError(TraceError, ValueError):
     """The traced function is not the model on a batch of this size."""
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says; its kind, where that is nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

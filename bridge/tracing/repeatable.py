@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from bridge.tracing.comparison import relative_error, worst_part
-from bridge.tracing.errors import ForwardError, MismatchError, TraceError
+from bridge.tracing.errors import ForwardError, MismatchError, TraceError, first_line
 from bridge.tracing.inputs import Inputs, batch_size, is_batched
 from bridge.tracing.recording import Call, Recording, Seen, record
 from bridge.tracing.source import raising_line, shown
@@ -92,10 +92,10 @@ def observe(model: torch.nn.Module, inputs: Inputs, snapshot: Snapshot, *, twice
     if not runs:
         error = failures[size or 1]
         raise ForwardError(
-            f"The model itself fails on the example: {type(error).__name__}: {_first_line(error)}"
+            f"The model itself fails on the example: {type(error).__name__}: {first_line(error)}"
             f"{shown(raising_line(error))}"
         ) from error
-    one = runs.pop(1) if 1 in runs else _first_line(failures[1])
+    one = runs.pop(1) if 1 in runs else first_line(failures[1])
     count = next(iter(runs), 1)
     return Observed(one, runs.get(count), count)
 
@@ -172,7 +172,3 @@ def _of_chance(seen: Seen) -> str:
 def _apart(one: Any, other: Any) -> bool:
     pairs = zip(torch_pytree.tree_leaves(one), torch_pytree.tree_leaves(other), strict=False)
     return any(isinstance(a, torch.Tensor) and (a.shape != b.shape or not same(a, b.detach())) for a, b in pairs)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -9,8 +9,8 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
-from jax_core.gradients.product import Product, Results, Use
-from jax_core.xla.interpret import Tracked, Visit, interpret, value_of
+from jax_core.gradients.product import Product, Results
+from jax_core.xla.interpret import Visit, interpret, value_of
 
 Watch: TypeAlias = Callable[[Callable[[Product], Results], Callable[[int], None]], Visit]
 """From what is done with a product, and with a leaf that something else becomes of, to what visits equations."""
@@ -32,7 +32,7 @@ def loop_product(
 
     def step(state: Any, at: Any, on_product: Callable[[Product], Results], on_escape: Callable[[int], None]) -> Any:
         body, given = options["jaxpr"], [*shared, *state, *at]
-        given[side] = Tracked(Use(label.leaf, label.groups), shared[side], shared=True)
+        given[side] = operands[side]
         return [value_of(result) for result in interpret(body.jaxpr, body.consts, given, watch(on_product, on_escape))]
 
     found = _seen(step, carry, [x[0] for x in scanned]) if options["length"] else None

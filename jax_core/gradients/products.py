@@ -55,6 +55,8 @@ def run_watched(
 
 
 def _watching(on_product: OnProduct, on_offset: OnOffset | None, on_escape: OnEscape | None) -> Visit:
+    """What follows labels through the equations of a program, or of a loop's body."""
+
     def visit(equation: Any, operands: list[Any], evaluate: Callable[[], list[Any]]) -> list[Any]:
         sides = [i for i, operand in enumerate(operands) if isinstance(operand, Tracked)]
         labels = [operands[i].label for i in sides]

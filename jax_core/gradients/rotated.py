@@ -18,6 +18,7 @@ from jax_core.gradients import tables
 from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
 from jax_core.gradients.jacobians import Sides, Worth, by_cost
 from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection, RowBlocks
+from jax_core.operators.eigenbasis import Eigenbasis
 from jax_core.types import pytree
 
 LeafBasis: TypeAlias = tuple[Array | RowBlocks | None, ...]
@@ -132,12 +133,12 @@ def worth_rotating(kronecker: tuple[bool, ...] | None) -> Worth:
     return worth
 
 
-def kronecker_leaves(basis: BlockDiagonal | Kronecker | RowBlocks | None) -> tuple[bool, ...] | None:
+def kronecker_leaves(basis: BlockDiagonal | Eigenbasis | None) -> tuple[bool, ...] | None:
     """Which leaves have a Kronecker product for a basis."""
     return None if basis is None else tuple(isinstance(part, Kronecker) for part in basis.parts)
 
 
-def _bases(basis: BlockDiagonal | Kronecker | RowBlocks) -> list[LeafBasis]:
+def _bases(basis: BlockDiagonal | Eigenbasis) -> list[LeafBasis]:
     found: list[LeafBasis] = []
     for part in basis.parts:
         if isinstance(part, Kronecker):

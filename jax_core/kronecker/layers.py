@@ -13,6 +13,7 @@ from jax_core.gradients.factored import Layout, Slot
 from jax_core.gradients.jacobians import Sides, find_layout
 from jax_core.gradients.product import Product, Results
 from jax_core.gradients.products import run_watched
+from jax_core.operators.row_blocks import cut
 from jax_core.types import ModelFn, Params
 from jax_core.xla.compiled import cached_by_shape
 
@@ -36,9 +37,7 @@ class Rows(NamedTuple):
 
     def cut(self, vectors: Float[Array, "B P"]) -> Float[Array, "B G N"]:
         """Vectors over the leaf by its rows."""
-        if self.across:
-            return vectors.reshape(-1, self.width, self.number).swapaxes(1, 2)
-        return vectors.reshape(-1, self.number, self.width)
+        return cut(vectors, self.number, self.width, across=self.across)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_core.operators.projection import Projection
-from jax_core.operators.short_repr import ShortRepr
-from jax_core.operators.spectral import Spectral
+from jax_core.operators.eigenbasis import Eigenbasis
 from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
 @pytree
 @dataclass(frozen=True, repr=False)
-class Kronecker(Spectral, ShortRepr):
+class Kronecker(Eigenbasis):
     r"""$(L \otimes R) \operatorname{diag}(w) (L \otimes R)^\top$ with orthogonal $L$, $R$, over matrices in C order.
 
     A product of factors $B \otimes A$ has $w_{ij} = b_i a_j$ (Martens and Grosse, 2015, arXiv:1503.05671); with other
@@ -30,25 +28,6 @@ class Kronecker(Spectral, ShortRepr):
     left: Float[Array, "M M"] | None
     right: Float[Array, "N N"] | None
     eigenvalues: Float[Array, "M N"]
-
-    @property
-    def size(self) -> int:
-        """The dimension ``M N``."""
-        return self.eigenvalues.shape[0] * self.eigenvalues.shape[1]
-
-    @property
-    def spectrum(self) -> Float[Array, " P"]:
-        """The eigenvalues in the order of :meth:`rotate`."""
-        return self.eigenvalues.reshape(-1)
-
-    @property
-    def parts(self) -> tuple[Kronecker, ...]:
-        """Itself: the one block of a block diagonal operator."""
-        return (self,)
-
-    def with_spectrum(self, values: Float[Array, " P"]) -> Kronecker:
-        """The same eigenvectors with these eigenvalues."""
-        return Kronecker(self.left, self.right, values.reshape(self.eigenvalues.shape))
 
     @full_precision
     def rotate(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
@@ -67,21 +46,9 @@ class Kronecker(Spectral, ShortRepr):
     def _as_matrices(self, rows: Array) -> Array:
         return rows.reshape(*rows.shape[:-1], *self.eigenvalues.shape)
 
-    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
-        """Product with a vector."""
-        return self.rotate_back(self.spectrum * self.rotate(vector))
-
     def apply(self, function: Callable[[Any], Any]) -> Kronecker:
         """The same eigenvectors with ``function`` of the eigenvalues."""
         return Kronecker(self.left, self.right, function(self.eigenvalues))
-
-    def shift(self, alpha: Any) -> Kronecker:
-        """Add ``alpha`` times the identity: exact, whatever the factors."""
-        return self.apply(lambda w: w + alpha)
-
-    def rescale(self, factor: Any) -> Kronecker:
-        """Multiply by a scalar."""
-        return self.apply(lambda w: w * factor)
 
     def permute(self, positions: Int[Any, " P"]) -> Kronecker:
         """Rows and columns in another order: entry ``i`` is the former ``positions[i]``.
@@ -126,22 +93,8 @@ class Kronecker(Spectral, ShortRepr):
             return True, left, right
         return None
 
-    def trace(self) -> Float[Array, ""]:
-        """Sum of the eigenvalues."""
-        return self.eigenvalues.sum()
-
     @full_precision
     def entries(self) -> Float[Array, " P"]:
         """The diagonal."""
         inner = self.eigenvalues if self.left is None else jnp.square(self.left) @ self.eigenvalues
         return (inner if self.right is None else inner @ jnp.square(self.right).T).reshape(-1)
-
-    @full_precision
-    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
-        """``rows A rows^T``."""
-        inner = self.rotate(rows)
-        return (inner * self.spectrum) @ jnp.swapaxes(inner, -1, -2)
-
-    def projection(self) -> Projection:
-        """Its own eigenvectors and eigenvalues."""
-        return Projection(self, self.spectrum, None, None)

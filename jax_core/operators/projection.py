@@ -13,8 +13,7 @@ from jax_core.types import pytree
 
 if TYPE_CHECKING:
     from jax_core.operators.block_diagonal import BlockDiagonal
-    from jax_core.operators.kronecker import Kronecker
-    from jax_core.operators.row_blocks import RowBlocks
+    from jax_core.operators.eigenbasis import Eigenbasis
 
 
 @pytree
@@ -32,7 +31,7 @@ class Projection(ShortRepr):
         values: $s$.
     """
 
-    basis: BlockDiagonal | Kronecker | RowBlocks | None
+    basis: BlockDiagonal | Eigenbasis | None
     weights: Float[Array, " *P"] | None
     columns: Float[Array, "P R"] | None
     values: Float[Array, " R"] | None

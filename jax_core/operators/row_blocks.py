@@ -10,17 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_core.operators.projection import Projection
-from jax_core.operators.short_repr import ShortRepr
-from jax_core.operators.spectral import Spectral
+from jax_core.operators.eigenbasis import Eigenbasis
 from jax_core.types import pytree
 from jax_core.xla.precision import full_precision
 
 
 @pytree
 @dataclass(frozen=True, repr=False)
-class RowBlocks(Spectral, ShortRepr):
-    r"""$\operatorname{diag}(V_1 \operatorname{diag}(w_1) V_1^\top, \dots, V_G \operatorname{diag}(w_G) V_G^\top)$.
+class RowBlocks(Eigenbasis):
+    r"""$V_g \operatorname{diag}(w_g) V_g^\top$ along the diagonal, for $g = 1$ to $G$.
 
     The coordinates are a matrix in C order, ``(G, N)``, and block $g$ is that of its row $g$: of a grouped
     convolution's kernel, all that makes one output channel. ``across`` they are ``(N, G)``, and a block is a column's.
@@ -41,25 +39,6 @@ class RowBlocks(Spectral, ShortRepr):
         values, vectors = jnp.linalg.eigh((matrices + jnp.swapaxes(matrices, 1, 2)) / 2)
         return cls(values, vectors, across)
 
-    @property
-    def size(self) -> int:
-        """The dimension ``G N``."""
-        return self.eigenvalues.shape[0] * self.eigenvalues.shape[1]
-
-    @property
-    def spectrum(self) -> Float[Array, " P"]:
-        """The eigenvalues in the order of :meth:`rotate`."""
-        return self.eigenvalues.reshape(-1)
-
-    @property
-    def parts(self) -> tuple[RowBlocks, ...]:
-        """Itself: the one block of a block diagonal operator."""
-        return (self,)
-
-    def with_spectrum(self, values: Float[Array, " P"]) -> RowBlocks:
-        """The same eigenvectors with these eigenvalues."""
-        return RowBlocks(values.reshape(self.eigenvalues.shape), self.eigenvectors, self.across)
-
     @full_precision
     def matrices(self) -> Float[Array, "G N N"]:
         """The blocks themselves."""
@@ -68,35 +47,23 @@ class RowBlocks(Spectral, ShortRepr):
     @full_precision
     def rotate(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """Rows in coordinates of the eigenvectors."""
-        apart = _cut(rows, *self.eigenvalues.shape, across=self.across)
+        apart = cut(rows, *self.eigenvalues.shape, across=self.across)
         return jnp.einsum("...gi,gij->...gj", apart, self.eigenvectors).reshape(rows.shape)
 
     @full_precision
     def rotate_back(self, rows: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """Undo :meth:`rotate`."""
-        apart = _cut(rows, *self.eigenvalues.shape, across=False)
+        apart = cut(rows, *self.eigenvalues.shape, across=False)
         return self._joined(jnp.einsum("...gj,gij->...gi", apart, self.eigenvectors))
 
     def _joined(self, apart: Float[Array, "*B G N"]) -> Float[Array, "*B P"]:
-        """Undo :func:`_cut`."""
+        """Undo :func:`cut`."""
         placed = jnp.swapaxes(apart, -1, -2) if self.across else apart
         return placed.reshape(*apart.shape[:-2], self.size)
-
-    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
-        """Product with a vector."""
-        return self.rotate_back(self.spectrum * self.rotate(vector))
 
     def apply(self, function: Callable[[Any], Any]) -> RowBlocks:
         """The same eigenvectors with ``function`` of the eigenvalues."""
         return RowBlocks(function(self.eigenvalues), self.eigenvectors, self.across)
-
-    def shift(self, alpha: Any) -> RowBlocks:
-        """Add ``alpha`` times the identity."""
-        return self.apply(lambda w: w + alpha)
-
-    def rescale(self, factor: Any) -> RowBlocks:
-        """Multiply by a scalar."""
-        return self.apply(lambda w: w * factor)
 
     def permute(self, positions: Int[Any, " P"]) -> RowBlocks:
         """Rows and columns in another order: entry ``i`` is the former ``positions[i]``.
@@ -119,32 +86,18 @@ class RowBlocks(Spectral, ShortRepr):
         given = np.asarray(positions)
         block, within = (given % count, given // count) if self.across else (given // width, given % width)
         for across in (self.across, not self.across):
-            blocks, places = (_cut(some, count, width, across=across) for some in (block, within))
+            blocks, places = (cut(some, count, width, across=across) for some in (block, within))
             if (blocks == blocks[:, :1]).all():
                 return blocks[:, 0], places, across
         raise ValueError("This order of a matrix's entries keeps neither its rows nor its columns together.")
-
-    def trace(self) -> Float[Array, ""]:
-        """Sum of the eigenvalues."""
-        return self.eigenvalues.sum()
 
     @full_precision
     def entries(self) -> Float[Array, " P"]:
         """The diagonal."""
         return self._joined(jnp.einsum("gij,gj->gi", jnp.square(self.eigenvectors), self.eigenvalues))
 
-    @full_precision
-    def quadratic(self, rows: Float[Array, "... C P"]) -> Float[Array, "... C C"]:
-        """``rows A rows^T``."""
-        inner = self.rotate(rows)
-        return (inner * self.spectrum) @ jnp.swapaxes(inner, -1, -2)
 
-    def projection(self) -> Projection:
-        """Its own eigenvectors and eigenvalues."""
-        return Projection(self, self.spectrum, None, None)
-
-
-def _cut(rows: Any, count: int, width: int, *, across: bool) -> Any:
+def cut(rows: Any, count: int, width: int, *, across: bool) -> Any:
     """Rows ``(..., P)`` over a matrix in C order as ``(..., G, N)``, its rows, or ``across`` its columns."""
     shape = (width, count) if across else (count, width)
     apart = rows.reshape(*rows.shape[:-1], *shape)

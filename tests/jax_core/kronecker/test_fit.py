@@ -87,14 +87,26 @@ def test_a_dense_layer_of_one_sample_is_a_kronecker_product(x64):
         np.testing.assert_allclose(dense(part), exact[s, s], atol=1e-10)
 
 
-def predicting_as_dense(case, curvature):
-    """The posterior under a prior precision of two, whose covariances are those of the dense operator."""
-    covariance = jnp.linalg.inv(dense(curvature) + 2 * jnp.eye(curvature.size))
+def covariance_of(curvature, prior):
+    """Dense, under a prior precision."""
+    return jnp.linalg.inv(dense(curvature) + jnp.diag(jnp.broadcast_to(prior, curvature.size)))
+
+
+def predicting_as_dense(case, curvature, prior=2.0):
+    """The posterior under a prior precision, whose covariances of outputs are those of the dense operator."""
     rows = dense_jacobian(case)
-    posterior = Posterior.create(case.params, curvature, jnp.asarray(2.0))
+    posterior = Posterior.create(case.params, curvature, jnp.asarray(prior))
     found = linearized_predictive(case.model_fn, posterior)(case.inputs)
-    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
+    wanted = rows @ covariance_of(curvature, prior) @ jnp.swapaxes(rows, 1, 2)
+    np.testing.assert_allclose(found.covariance, wanted, atol=1e-9)
     return posterior
+
+
+def with_a_prior_as_dense(case, curvature, prior):
+    """Covariances of outputs and weights under a precision for each weight are those of the dense operator."""
+    posterior = predicting_as_dense(case, curvature, prior)
+    root = jax.vmap(posterior.scale_flat, 1, 1)(jnp.eye(curvature.size))
+    np.testing.assert_allclose(root @ root.T, covariance_of(curvature, prior), atol=1e-9)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -113,13 +125,7 @@ def test_a_prior_per_layer_is_exact(x64, structure):
     curvature = fit(case, structure, rank=3).curvature
     layers = jnp.arange(1.0, 1 + len(jax.tree.leaves(case.params)))
     prior = jnp.concatenate([jnp.full(s.stop - s.start, v) for s, v in zip(slices(case), layers, strict=True)])
-    covariance = jnp.linalg.inv(dense(curvature) + jnp.diag(prior))
-    posterior = Posterior.create(case.params, curvature, prior)
-    rows = dense_jacobian(case)
-    found = linearized_predictive(case.model_fn, posterior)(case.inputs)
-    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
-    root = jax.vmap(posterior.scale_flat, 1, 1)(jnp.eye(curvature.size))
-    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-9)
+    with_a_prior_as_dense(case, curvature, prior)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

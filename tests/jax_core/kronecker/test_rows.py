@@ -14,8 +14,8 @@ from jax_core.operators import BlockLowRank, Dense, Diagonal, Kronecker, RowBloc
 from jax_core.posterior import prior_vector
 from jax_core.tuning import evidence_loss, layerwise
 from jax_core.tuning.layerwise import covariances, layer_products
-from tests.cases import Case, dense_ggn, dense_jacobian, flatten
-from tests.jax_core.kronecker.test_fit import STRUCTURES, dense, fit, predicting_as_dense, slices
+from tests.cases import Case, dense_ggn, flatten
+from tests.jax_core.kronecker.test_fit import STRUCTURES, dense, fit, predicting_as_dense, slices, with_a_prior_as_dense
 
 pytestmark = pytest.mark.usefixtures("small_bounds", "x64")
 
@@ -103,14 +103,7 @@ def per_layer(one):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_prior_per_layer_is_exact(structure):
     one = case()
-    curvature, (_, prior) = fit(one, structure, rank=3).curvature, per_layer(one)
-    covariance = jnp.linalg.inv(dense(curvature) + jnp.diag(prior))
-    posterior = Posterior.create(one.params, curvature, prior)
-    rows = dense_jacobian(one)
-    found = linearized_predictive(one.model_fn, posterior)(one.inputs)
-    np.testing.assert_allclose(found.covariance, rows @ covariance @ jnp.swapaxes(rows, 1, 2), atol=1e-9)
-    root = jax.vmap(posterior.scale_flat, 1, 1)(jnp.eye(curvature.size))
-    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-9)
+    with_a_prior_as_dense(one, fit(one, structure, rank=3).curvature, per_layer(one)[1])
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
