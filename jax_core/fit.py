@@ -27,7 +27,7 @@ from jax_core.likelihoods import Likelihood
 from jax_core.lowrank import block_lanczos, gram, lanczos, lobpcg, nystrom
 from jax_core.lowrank.plan import Plan, cheapest, choose
 from jax_core.operators import LowRank, Operator
-from jax_core.source import Source, check_memory, problem_of
+from jax_core.source import Source, check_memory, problem_of, warn_of_many_outputs
 from jax_core.types import ModelFn, Params
 from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
@@ -176,6 +176,8 @@ def _reduced(source: Source, options: FitOptions, key: Array) -> tuple[Operator,
     plan = None if options.structure in ("full", "diag") else _noted(make_plan(source, options), options, source)
     if plan is not None and plan.strategy == "products":
         return *_low_rank(source, options, plan, key), plan
+    if options.curvature == "ggn":
+        warn_of_many_outputs(source)
     ordered, order = source.in_order_of_gradients
     curvature, sums, trace = _by_rows(ordered, options, plan, key)
     return curvature if order.as_stored else curvature.permute(order.places(params)), sums, trace, plan
@@ -251,11 +253,6 @@ def _kronecker(
 
 def _gram(stream: RowStream, options: FitOptions) -> tuple[LowRank, DataSums, float]:
     rows = stream.matrix(options.rows_bytes)
-    if rows is None:
-        raise ValueError(
-            f"method='gram' keeps one row per sample and output: more than {options.rows_bytes} bytes here. Use "
-            "method='nystrom', fewer samples, or a larger rows_bytes."
-        )
     return gram(rows, rank=options.rank), stream.sums, float(jnp.square(rows).sum())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,8 @@ from jax_core.xla.memory import free_bytes, gibibytes
 
 _LOW_RANK = 4  # blocks of vectors that a reduction holds at once: basis, image, and what is made of them
 _KRONECKER = 6.0  # times the parameters: a layer's two factors and their eigenvectors, and diagonals
+_MANY_OUTPUTS, _LONG = 100, 1e14  # outputs of a sample, and operations of a fit: an hour of a CPU
+_STREAMED = 10_000  # samples that a loader may have where it does not tell
 _FULL = 3  # matrices: the curvature, and a factor and a root of it, or eigenvectors and workspace
 
 
@@ -190,3 +193,26 @@ def check_memory(source: Source, structure: str, rank: int) -> None:
         f"The structure {structure!r} of {get_size(source.params):,} parameters takes about "
         f"{gibibytes(needed[structure])}, and {gibibytes(free)} are free. {remedy}"
     )
+
+
+def warn_of_many_outputs(source: Source) -> None:
+    """Say that a fit by rows will take long since each sample has many outputs, before any work.
+
+    Warns:
+        UserWarning: With what it costs in epochs of training, and what is cheaper.
+    """
+    ordered, _ = source.in_order_of_gradients
+    example = example_shapes(source.passes.peek().input)
+    outputs = jax.eval_shape(ordered.model_fn, example, ordered.params).size
+    layout = find_layout(ordered.model_fn, ordered.params, example)
+    last = all(slot.vectors == 1 and slot.outs == outputs for slot in layout.factored)
+    if outputs <= _MANY_OUTPUTS or (last and layout.plain_size <= outputs):
+        return  # a last layer's rows are products of its inputs
+    operations = 3 * _forward_flops(ordered, example) * outputs * (source.passes.num_samples or _STREAMED)
+    if operations > _LONG:
+        warnings.warn(
+            f"A sample has {outputs:,} outputs and the fit takes a backward pass for each: about as much as "
+            f"{outputs:,} epochs of training. curvature='mc_fisher' takes one pass a sample, and so does "
+            "curvature='empirical_fisher'; subset_of_weights='last_layer' none.",
+            stacklevel=5,
+        )

@@ -63,13 +63,20 @@ class RowStream(HessianRows):
         for rows in pack_rows(chained(), sizes.block):
             yield rows, sizes
 
-    def matrix(self, limit_bytes: int) -> Float[Array, "N P"] | None:
-        """All rows as one matrix if they fit, else ``None`` (after reading only as far as the limit)."""
+    def matrix(self, limit_bytes: int) -> Float[Array, "N P"]:
+        """All rows as one matrix.
+
+        Raises:
+            ValueError: If they do not fit, after reading only as far as the limit.
+        """
         blocks: list[Array] = []
         for rows, sizes in self._blocks():
             blocks.append(_push_back(self.model_fn, self.params, rows, sizes.chunk))
             if sum(block.nbytes for block in blocks) > limit_bytes:
-                return None
+                raise ValueError(
+                    f"method='gram' keeps one row per sample and output: more than {limit_bytes} bytes here. Use "
+                    "method='nystrom', fewer samples, or a larger rows_bytes."
+                )
         return jnp.concatenate(blocks)[: self.num_rows] if blocks else jnp.zeros((0, self.size), self.dtype)
 
 

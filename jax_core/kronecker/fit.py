@@ -86,13 +86,7 @@ def fit_kronecker(
     blocks, _ = _factors(_some(source), visit, tolerance, own_biases=True)  # a basis alone, which may be an estimate
     if exact:
         stream = source.rows(tolerance, repeated=True)
-        rows = stream.matrix(rows_bytes)
-        if rows is None:
-            raise ValueError(
-                f"method='gram' keeps one row per sample and output: more than {rows_bytes} bytes here. Use "
-                "method='nystrom', fewer samples, or a larger rows_bytes."
-            )
-        turned = _turn(blocks, rows)
+        turned = _turn(blocks, stream.matrix(rows_bytes))
         return _with_rest(blocks, gram(turned, rank=rank), jnp.square(turned).sum(0)), stream.sums
     found: list[tuple[Array, DataSums]] = []
 

@@ -240,3 +240,31 @@ def test_a_loss_that_is_not_finite_names_its_batch():
                 FitOptions(progress=False, **options),
                 key=jax.random.key(0),
             )
+
+
+def many_outputs(hidden, **options):
+    """A fit of four samples, of 120 outputs each, through a hidden layer or none."""
+    rng = np.random.default_rng(0)
+    params = {"v": jnp.asarray(rng.normal(size=(50, 120)), "float32")}
+    params |= {"w": jnp.asarray(rng.normal(size=(3, 50)), "float32")} if hidden else {}
+    batch = jnp.asarray(rng.normal(size=(4, 3 if hidden else 50)), "float32"), jnp.arange(4)
+
+    def model(input, params):
+        return (jnp.tanh(input @ params["w"]) if hidden else input) @ params["v"]
+
+    how = FitOptions(progress=False, structure="kron", **options)
+    passes, loss = LoaderPasses([batch]), as_likelihood("cross_entropy")
+    return fit_curvature(model, params, loss, passes, how, key=jax.random.key(0))
+
+
+def test_a_long_fit_of_many_outputs_says_so_before(monkeypatch):
+    many_outputs(hidden=True)  # four samples are not long
+    monkeypatch.setattr(jax_core.source, "_LONG", 1e4)
+    with pytest.warns(UserWarning, match="120 outputs .* 120 epochs of training.*'mc_fisher' takes one pass"):
+        many_outputs(hidden=True)
+
+
+@pytest.mark.parametrize("how", [{"hidden": True, "curvature": "mc_fisher"}, {"hidden": False}])
+def test_what_takes_no_pass_for_each_output_does_not(monkeypatch, how):
+    monkeypatch.setattr(jax_core.source, "_LONG", 1e4)
+    many_outputs(**how)
