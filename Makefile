@@ -12,9 +12,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 help:
 	@echo "make mnist     train on MNIST, fit Laplace, compare calibration (results/mnist)"
 	@echo "make tutorial  the same story in JAX alone, on jax_core (results/tutorial)"
-	@echo "make test      run the tests, without most of the model zoo"
+	@echo "make test      run the tests without most of the model zoo; a third of files of many cases, TURN=0, 1, 2 or all"
 	@echo "make test-all  run every test, compiled as users compile"
-	@echo "make test-zoo  run one third of the zoo, TURN=0, 1 or 2, compiled so too"
+	@echo "make test-zoo  run a third of the zoo, TURN likewise, compiled so too"
 	@echo "make test-oldest, make test-py  the tests with the oldest packages allowed, and on each Python"
 	@echo "make fuzz      5,000 random programs, traced and held against torch: two hours"
 	@echo "make bench     ours beside the peers: an hour"
@@ -38,18 +38,19 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist work
 # the shortest way: half of the processor time. What that leaves out, `make test-all` and the zoo's turn compile in full.
 QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 
+# Files of many cases take turns, and so do architectures: the commit's hash chooses a third. Without git, the first one.
+TURN ?= $(shell echo $$((0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0) % 3)))
+
 test: $(VENV)/.installed-test
-	XLA_FLAGS="$(QUICK)" $(PYTEST) -m "not zoo and not slow" $(ARGS)
+	@echo "Turn: $(TURN)"
+	BRIDGE_TURN=$(TURN) XLA_FLAGS="$(QUICK)" $(PYTEST) -m "not zoo and not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
 
-# The commit's hash chooses: commits take turns. Without git, the first third.
-TURN ?= $(shell echo $$((0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0) % 3)))
-
 test-zoo: $(VENV)/.installed-test
-	@echo "Turn $(TURN) of the zoo"
-	BRIDGE_ZOO=$(TURN) $(PYTEST) -m zoo $(ARGS)
+	@echo "Turn: $(TURN)"
+	BRIDGE_TURN=$(TURN) $(PYTEST) -m zoo $(ARGS)
 
 test-oldest: .venv-oldest/.installed-test
 	$(MAKE) test VENV=.venv-oldest

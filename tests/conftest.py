@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import defaultdict
 from pathlib import Path
 
 # Before anything imports matplotlib: tests draw to memory, never to a window.
@@ -20,6 +21,20 @@ jaxtyping.install_import_hook(["jax_core", *(f"bridge.{name}" for name in _EDGE)
 # Compilation makes first examples slow, so no deadline; derandomised, so that a red run can be repeated.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of files marked `in_turns` the third that BRIDGE_TURN names, 0, 1 or 2: neighbours, which share models."""
+    turn = os.environ.get("BRIDGE_TURN", "all")
+    if turn == "all":
+        return
+    files = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("in_turns"):
+            files[item.path].append(item)
+    waits = {item for file in files.values() for i, item in enumerate(file) if 3 * i // len(file) != int(turn)}
+    config.hook.pytest_deselected(items=list(waits))
+    items[:] = [item for item in items if item not in waits]
 
 
 @pytest.fixture(autouse=True, scope="module")

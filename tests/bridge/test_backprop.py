@@ -14,7 +14,7 @@ from jax_core.xla import pullback
 from jax_core.xla.pullback import with_pullback
 from tests.bridge.small import loader, make
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 CASES = [
     ("classification", "full", "all"),
     ("classification", "kron", "last_layer"),

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import bridge
 from bridge import Laplace
 
+pytestmark = pytest.mark.in_turns
+
 WORDS, LENGTH, WIDTH = 7, 5, 4
 
 

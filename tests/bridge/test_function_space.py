@@ -9,7 +9,7 @@ from bridge import Laplace, predictives
 from tests.bridge.dense import silent
 from tests.bridge.small import CASES, COVERED, NOISE, data, dense_ggn, fitted, jacobians, loader, make, network, own
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 LIKELIHOODS = ("classification", "regression", "multilabel")
 
 

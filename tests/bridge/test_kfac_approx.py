@@ -13,6 +13,8 @@ from bridge import Laplace
 from bridge.peer_options import kfac_approx_of
 from tests.bridge.dense import jacobian
 
+pytestmark = pytest.mark.in_turns
+
 PEERS = {"kron": KFACLinearOperator, "ekfac": EKFACLinearOperator}
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from tests.bridge.dense import fit
 from tests.bridge.test_joint_tuning import GRID, HELD, TRAIN, loss, targets, trained
 
+pytestmark = pytest.mark.in_turns
+
 
 def silent_pairs(kind):
     x, y = targets(HELD, kind)

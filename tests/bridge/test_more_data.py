@@ -8,7 +8,7 @@ from bridge import Laplace
 from tests.bridge.dense import silent
 from tests.bridge.small import STRUCTURES, SUBSETS, data, fitted, loader, make, matrix, network
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 FIRST, SECOND = slice(0, 16), slice(16, 30)  # whole batches, as one loader has them
 EXACT = [(s, sub, "classification") for s in ("full", "diag", "lowrank") for sub in SUBSETS]
 EXACT += [(s, "all", "regression") for s in ("full", "diag", "lowrank")]

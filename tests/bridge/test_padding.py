@@ -14,6 +14,8 @@ from jax_core import Categorical
 from tests.bridge import dense
 from tests.bridge.test_dataloader import Encoding
 
+pytestmark = pytest.mark.in_turns
+
 LENGTHS = (5, 9, 3)
 PRIOR = 1.5
 

@@ -18,6 +18,8 @@ from bridge import Laplace
 from bridge.placement import compiling_for, device_of, place_of
 from jax_core.xla.backend import platform
 
+pytestmark = pytest.mark.in_turns
+
 on_a_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and jax.default_backend() == "gpu"), reason="needs torch and JAX with a GPU"
 )

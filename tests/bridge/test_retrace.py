@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bridge import Laplace
 from bridge.retrace import described
 
+pytestmark = pytest.mark.in_turns
+
 torch.manual_seed(0)
 X, Y = torch.randn(20, 4), torch.randint(3, (20,))
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=10)

@@ -11,7 +11,7 @@ import bridge
 from bridge import Laplace
 from tests.bridge import dense
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 STRUCTURES = ("kron", "ekfac", "kron_lowrank")
 CHANNELS = 116  # whose kernel of 3 x 3 is too large for one block
 KERNEL = slice(3 * CHANNELS, 12 * CHANNELS)  # after a matrix of two inputs, and its bias

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bridge import Laplace
 from tests.bridge.dense import silent
 
+pytestmark = pytest.mark.in_turns
+
 X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TARGETS = {"regression": torch.sin(X[:, :2]), "classification": (X.sum(1) > 0).long() + (X[:, 0] > 1).long()}
 

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bridge import Laplace
 from tests.bridge import dense
 
+pytestmark = pytest.mark.in_turns
+
 
 def network():
     torch.manual_seed(0)

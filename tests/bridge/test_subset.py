@@ -11,6 +11,8 @@ from bridge import Laplace, load, save
 from bridge.last_layer import find_last_layer
 from bridge.subset import Subset
 
+pytestmark = pytest.mark.in_turns
+
 torch.manual_seed(0)
 X, Y = torch.randn(40, 4), torch.randint(3, (40,))
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=16)

@@ -6,7 +6,7 @@ import torch
 from bridge.weight_matrix import PosteriorPrecision
 from tests.bridge.small import CASES, COVERED, fitted
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 
 
 def precision_of(la):

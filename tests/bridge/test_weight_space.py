@@ -26,7 +26,7 @@ from tests.bridge.small import (
     own,
 )
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 every = pytest.mark.parametrize(("structure", "subset"), CASES, ids=str)
 
 

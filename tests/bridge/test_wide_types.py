@@ -12,6 +12,8 @@ import bridge
 from bridge import Laplace
 from tests.bridge.small import CASES, data, loader, make
 
+pytestmark = pytest.mark.in_turns
+
 assert not jax.config.read("jax_enable_x64")
 
 

@@ -5,6 +5,8 @@ import importlib
 import matplotlib
 import pytest
 
+pytestmark = pytest.mark.in_turns
+
 matplotlib.use("Agg")
 
 

@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+pytestmark = pytest.mark.in_turns
+
 SMALL = {
     "finetuned_transformer": (
         (64, 2),

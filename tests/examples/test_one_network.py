@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import one_network
+import pytest
 import torch
 from models import MODELS, train
 from report import save_calibration, save_shift, save_spectrum, score, table, write_json
 from torch.utils.data import TensorDataset
+
+pytestmark = pytest.mark.in_turns
 
 
 def compared():

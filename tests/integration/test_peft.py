@@ -13,7 +13,10 @@ from bridge import Laplace
 from tests.integration.tiny import bert, encoded, exact_variance, llama_reward, lora, whole
 
 # peft's, of a name that transformers is about to drop
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.in_turns,
+]
 
 MODELS = {
     "bert": (bert, ("query", "value"), "classification", 3),

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from bridge import Laplace
 from tests.bridge import dense
 
+pytestmark = pytest.mark.in_turns
+
 MODELS = {
     "resnet10t": ({}, "fc"),
     "test_vit": ({"img_size": 32}, "head"),

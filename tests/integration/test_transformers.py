@@ -17,6 +17,8 @@ from bridge import Laplace
 from jax_core import Categorical
 from tests.integration.tiny import N, bert, encoded, exact_variance, sentences, tokenizer, whole
 
+pytestmark = pytest.mark.in_turns
+
 
 def test_sequence_classification_takes_what_the_collator_makes():
     model, loader = bert(AutoModelForSequenceClassification), encoded()

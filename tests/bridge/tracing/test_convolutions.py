@@ -13,6 +13,8 @@ from bridge.tracing import trace
 from bridge.tracing.lowering import convolution
 from tests.bridge.tracing.oracle import assert_carried, randomized
 
+pytestmark = pytest.mark.in_turns
+
 
 def images(channels=3, size=9):
     generator = torch.Generator().manual_seed(3)

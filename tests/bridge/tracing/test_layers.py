@@ -9,6 +9,8 @@ from torch import nn
 
 from tests.bridge.tracing.oracle import assert_carried
 
+pytestmark = pytest.mark.in_turns
+
 few = settings(max_examples=6, deadline=None)
 ranks = st.integers(1, 3)
 sizes = {1: (9,), 2: (8, 7), 3: (6, 5, 7)}

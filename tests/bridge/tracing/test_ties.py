@@ -7,6 +7,8 @@ import torch
 from bridge.tracing import TraceError, trace
 from tests.bridge.tracing.bodies import Body, assert_same, batch
 
+pytestmark = pytest.mark.in_turns
+
 
 def twice(h):
     """Every element with an equal one beside it."""

@@ -1,7 +1,5 @@
 """Whole architectures, verified against torch as `trace` does it, then called with another batch size."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
@@ -21,28 +19,27 @@ SMALL = {
     "shufflenet_v2_x0_5": 32,
     "mobilenet_v3_small": 32,
 }
-# the rest of the families, marked `zoo`: all of them, or by turns every third where BRIDGE_ZOO is 0, 1 or 2
+# the rest of the families, marked `zoo`, so ordered that no third of them is much longer than the others
 LARGE = {
     "vgg11_bn": 32,
     "googlenet": 64,
-    "inception_v3": 96,
     "resnet50": 32,
     "wide_resnet50_2": 32,
+    "efficientnet_b0": 32,
+    "swin_v2_t": 64,
+    "inception_v3": 96,
     "resnext50_32x4d": 32,
-    "densenet121": 32,
     "mobilenet_v2": 32,
     "mnasnet0_5": 32,
-    "efficientnet_b0": 32,
+    "vit_b_16": 224,
+    "swin_t": 64,
+    "densenet121": 32,
     "efficientnet_v2_s": 32,
     "regnet_y_400mf": 32,
     "convnext_tiny": 32,
-    "vit_b_16": 224,
-    "swin_t": 64,
-    "swin_v2_t": 64,
     "maxvit_t": 224,
 }
-TURN = os.environ.get("BRIDGE_ZOO", "all")
-CHOSEN = list(LARGE) if TURN == "all" else list(LARGE)[int(TURN) :: 3]
+ZOO = (pytest.mark.zoo, pytest.mark.in_turns)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -62,7 +59,7 @@ def carried(model, inputs, more):
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.zoo) for name in CHOSEN)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=ZOO) for name in LARGE)])
 def test_torchvision_models_are_carried(name):
     torch.manual_seed(0)
     size = {**SMALL, **LARGE}[name]

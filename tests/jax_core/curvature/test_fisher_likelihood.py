@@ -11,7 +11,7 @@ from jax_core.likelihoods import Categorical, dense_hessian
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import LOSSES, _mlp, cnn, dense_ggn, dense_jacobian, flatten, mlp, sample_loss
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 MODEL = as_jit_argument(_mlp)
 
 

@@ -16,6 +16,8 @@ from jax_core.likelihoods import as_likelihood
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import CASES, LOSSES, cnn, dense_ggn, flatten, mlp, sample_loss
 
+pytestmark = pytest.mark.in_turns
+
 
 @functools.cache
 def wide(case):

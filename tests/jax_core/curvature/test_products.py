@@ -15,6 +15,8 @@ from jax_core.likelihoods import as_likelihood
 from jax_core.matrix_free import to_dense
 from tests.cases import cnn, dense_ggn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 
 def test_monte_carlo_fisher_is_one_matrix():
     case = mlp()

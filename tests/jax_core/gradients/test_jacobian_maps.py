@@ -17,6 +17,8 @@ from jax_core.xla.compiled import as_jit_argument
 from jax_core.xla.convolutions import with_fast_convolutions
 from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 
 @pytest.fixture(autouse=True)
 def small_matrices_are_worth_it(monkeypatch):

@@ -15,6 +15,8 @@ from jax_core.xla import chunks
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import LOSSES, attention, cnn, dense_ggn, flatten, mlp, sample_loss
 
+pytestmark = pytest.mark.in_turns
+
 
 def stream(case, loss, batch):
     data = case.data(loss)

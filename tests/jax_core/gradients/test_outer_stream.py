@@ -12,6 +12,8 @@ from jax_core.gradients.row_stream import RowStream
 from jax_core.likelihoods import Bernoulli, Categorical, Gaussian
 from jax_core.xla.compiled import as_jit_argument
 
+pytestmark = pytest.mark.in_turns
+
 WIDTH, CLASSES, SAMPLES = 1400, 3, 21
 
 

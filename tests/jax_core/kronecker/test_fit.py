@@ -16,6 +16,8 @@ from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, Kro
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 STRUCTURES = ("kron", "ekfac", "kron_lowrank")
 
 

@@ -17,7 +17,7 @@ from jax_core.tuning.layerwise import covariances, layer_products
 from tests.cases import Case, dense_ggn, flatten
 from tests.jax_core.kronecker.test_fit import STRUCTURES, dense, fit, predicting_as_dense, slices, with_a_prior_as_dense
 
-pytestmark = pytest.mark.usefixtures("small_bounds", "x64")
+pytestmark = [pytest.mark.usefixtures("small_bounds", "x64"), pytest.mark.in_turns]
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from jax_core.operators import Kronecker, add
 from tests.cases import Case
 from tests.jax_core.kronecker.test_fit import STRUCTURES, dense, fit
 
+pytestmark = pytest.mark.in_turns
+
 MANY = 6
 
 

@@ -11,6 +11,8 @@ from jax_core.operators import Kronecker
 from tests.cases import Case, dense_ggn, sample_loss
 from tests.jax_core.kronecker.test_fit import dense, fit, predicting_as_dense, slices
 
+pytestmark = pytest.mark.in_turns
+
 
 def _plain(met, result):
     return result

@@ -19,6 +19,8 @@ from jax_core.operators import (
     add,
 )
 
+pytestmark = pytest.mark.in_turns
+
 
 def matrix(operator):
     return jax.vmap(operator.mv)(jnp.eye(operator.size))

@@ -22,6 +22,8 @@ from jax_core.operators import (
 )
 from jax_core.operators.projection import combine
 
+pytestmark = pytest.mark.in_turns
+
 
 def make(kind: str, size: int = 7, rank: int = 3) -> tuple[Operator, jax.Array]:
     """An operator and its dense matrix."""

@@ -12,6 +12,8 @@ from jax_core.tuning.grouped import group_sizes
 from jax_core.tuning.held_out import predictions_on_grid
 from tests.cases import attention, cnn, mlp
 
+pytestmark = pytest.mark.in_turns
+
 GRID = np.array([0.05, 1.0, 30.0])
 
 

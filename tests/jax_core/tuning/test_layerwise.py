@@ -14,6 +14,8 @@ from jax_core.tuning.layerwise import covariances, layer_products, refine
 from tests.cases import attention, cnn, mlp
 from tests.jax_core.tuning.test_grouped import curvature_of
 
+pytestmark = pytest.mark.in_turns
+
 
 def products_of(case, structure, monkeypatch, together=None):
     monkeypatch.setattr(layerwise, "_SHARES", (10**6,))  # one number a group
