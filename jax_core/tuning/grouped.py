@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,30 @@ def group_sizes(size: int, share: int | None = None) -> tuple[int, ...]:
         left -= found[-1]
         width = min(width * _GROWTH, most)
     return tuple(found)
+
+
+class Run(NamedTuple):
+    """Neighbouring groups of one size: from where on, how many, how large. They meet rows in one product."""
+
+    start: int
+    count: int
+    width: int
+
+    def cut(self, array: Array, axis: int) -> Array:
+        """Its part of a sorted axis, which becomes two: groups, and the coordinates in each."""
+        part = jax.lax.slice_in_dim(array, self.start, self.start + self.count * self.width, axis=axis)
+        axis %= array.ndim
+        return part.reshape(*array.shape[:axis], self.count, self.width, *array.shape[axis + 1 :])
+
+
+def runs_of(sizes: tuple[int, ...]) -> list[Run]:
+    """Groups of such sizes, those of one size together, so that a program has few products."""
+    found, start = [], 0
+    for width, same in itertools.groupby(sizes):
+        count = len(list(same))
+        found.append(Run(start, count, width))
+        start += count * width
+    return found
 
 
 @pytree
@@ -71,11 +95,6 @@ class GroupedSpectrum:
         sizes = group_sizes(order.shape[0])
         return _grouped(projection, order, sizes)
 
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """Where groups begin and end."""
-        return group_bounds(self.sizes)
-
     @full_precision
     def log_det_ratio(self, precision: Any) -> Float[Array, ""]:
         r"""$\log\det(I + A / \tau)$; the weights' share of it is exact."""
@@ -86,12 +105,13 @@ class GroupedSpectrum:
 def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> GroupedSpectrum:
     assert projection.weights is not None
     weights = projection.weights[order]
-    bounds = group_bounds(sizes)
-    values = jnp.stack([weights[a:b].mean() for a, b in bounds])
+    runs = runs_of(sizes)
+    values = jnp.concatenate([run.cut(weights, 0).mean(1) for run in runs])
     if projection.columns is None or projection.values is None:
         return GroupedSpectrum(order, values, None, None, weights, sizes)
     columns = projection.columns[order] * jnp.sqrt(projection.values)
-    of_columns = jnp.stack([columns[a:b].T @ columns[a:b] for a, b in bounds])
+    parts = [run.cut(columns, 0) for run in runs]
+    of_columns = jnp.concatenate([jnp.swapaxes(part, 1, 2) @ part for part in parts])
     return GroupedSpectrum(order, values, columns, of_columns, weights, sizes)
 
 
@@ -153,21 +173,23 @@ def covariances(
     """``finish`` of the outputs under every precision, axes ``(B, T)`` first, from rows along the eigenvectors."""
     spectrum = known.spectrum
     turned = rows[..., spectrum.order]
-    parts = [turned[..., a:b] for a, b in spectrum.bounds]
-    own = jnp.stack([grams(part) for part in parts])  # (G, B, C, C)
+    runs = runs_of(spectrum.sizes)
+    parts = [jnp.moveaxis(run.cut(turned, -1), -2, 0) for run in runs]  # (count, B, C, width) each
+    own = jnp.concatenate([_grams(part) for part in parts])  # (G, B, C, C)
     inner = None
     if spectrum.columns is not None:
-        pairs = zip(parts, spectrum.bounds, strict=True)
-        met = [part.reshape(-1, part.shape[-1]) @ spectrum.columns[a:b] for part, (a, b) in pairs]
-        inner = jnp.stack(met)  # (G, B * C, R)
+        pairs = zip(parts, runs, strict=True)
+        met = [part.reshape(run.count, -1, run.width) @ run.cut(spectrum.columns, 0) for part, run in pairs]
+        inner = jnp.concatenate(met)  # (G, B * C, R)
 
-    def at(precision: tuple[Array, Array | None]) -> Any:
-        scale, root = precision
-        covariance = jnp.tensordot(scale, own, 1)
-        if inner is not None and root is not None:
-            half = (jnp.tensordot(scale, inner, 1) @ root).reshape(*outputs.shape, -1)
-            covariance = covariance - grams(half)
-        return finish(GaussianOutputs(outputs, covariance))
+    # No loop over the precisions: XLA's CPU backend takes ten times as long for one.
+    covariance = jnp.tensordot(known.scales, own, 1)  # (T, B, C, C)
+    if inner is not None and known.roots is not None:
+        halves = jnp.tensordot(known.scales, inner, 1) @ known.roots  # (T, B * C, R)
+        covariance = covariance - _grams(halves.reshape(-1, *outputs.shape, halves.shape[-1]))
+    return jax.vmap(lambda of_one: finish(GaussianOutputs(outputs, of_one)), out_axes=1)(covariance)
 
-    found = jax.lax.map(at, (known.scales, known.roots))
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
+
+def _grams(part: Float[Array, "N B C W"]) -> Float[Array, "N B C C"]:
+    count, batch, outputs, width = part.shape
+    return grams(part.reshape(-1, outputs, width)).reshape(count, batch, outputs, outputs)

@@ -7,8 +7,9 @@ import pytest
 
 import jax_core.tuning.grouped
 from jax_core import FitOptions, LoaderPasses, Posterior, as_likelihood, fit_curvature, linearized_predictive
+from jax_core.operators import Projection
 from jax_core.tuning.evidence import evidence_loss, log_det
-from jax_core.tuning.grouped import group_sizes
+from jax_core.tuning.grouped import GroupedGrid, covariances, group_sizes, runs_of
 from jax_core.tuning.held_out import predictions_on_grid
 from tests.cases import attention, cnn, mlp
 
@@ -69,3 +70,31 @@ def test_groups_hold_every_coordinate_once_and_the_largest_alone(size):
     found = group_sizes(size)
     assert sum(found) == size and found[0] == 1
     assert max(found) <= max(1, size // 40)
+
+
+@pytest.mark.parametrize("size", [1, 39, 1000, 28_714])
+def test_runs_hold_every_group_once_in_its_place(size):
+    sizes = group_sizes(size)
+    runs = runs_of(sizes)
+    assert [run.width for run in runs for _ in range(run.count)] == list(sizes)
+    assert [run.start for run in runs] == np.cumsum([0, *(run.count * run.width for run in runs)])[:-1].tolist()
+    assert len(runs) < 25
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_groups_of_several_numbers_have_their_mean(x64, low_rank):
+    keys = jax.random.split(jax.random.key(0), 3)
+    weights, rows = jax.random.uniform(keys[0], (130,)), jax.random.normal(keys[1], (4, 3, 130))
+    columns, values = jax.random.normal(keys[2], (130, 5)), jnp.arange(1.0, 6)
+    projection = Projection(None, weights, columns, values) if low_rank else Projection(None, weights, None, None)
+    known = GroupedGrid.of(jnp.asarray(GRID), projection)
+    found = covariances(lambda outputs: outputs.covariance, known, jnp.zeros((4, 3)), rows)
+    assert len({run.count for run in runs_of(known.spectrum.sizes)}) > 1
+    means = np.repeat(np.asarray(known.spectrum.values), known.spectrum.sizes)
+    precision = np.zeros((130, 130))
+    precision[np.diag_indices(130)] = means[np.argsort(np.asarray(known.spectrum.order))]
+    if low_rank:
+        precision += (np.asarray(columns) * np.asarray(values)) @ np.asarray(columns).T
+    for t, tau in enumerate(GRID):
+        expected = rows @ np.linalg.inv(precision + tau * np.eye(130)) @ jnp.swapaxes(rows, 1, 2)
+        np.testing.assert_allclose(found[:, t], expected, rtol=1e-9)
