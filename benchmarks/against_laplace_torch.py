@@ -4,14 +4,17 @@ Last layer: ResNet-18 on 64 x 64 images, Kronecker factors and the full matrix. 
 tutorial's CNN on digits, with the peak memory of a process that does nothing else. "cold" holds tracing and
 compilation; a second fit of the same object comes after it. Seconds are divided by those of torch's no-grad forward
 pass over the same images. Predictions are probabilities by the probit link, in batches of 100, ours after one batch
-that compiles. Medians of `--repeats` processes; `--samples 500` is a quick try.
+that compiles; laplace-torch's in smaller ones where a process of 16 GB cannot hold more of them at once. Medians of
+`--repeats` processes; `--samples 500` is a quick try.
 """
 
 import argparse
+import resource
 import time
 
 from common import alone, digits, main, print_table, seconds, trained_cnn
 
+LIMIT = 16 * 2**30  # bytes that are allocated
 FITS = ("forward", "ours, cold", "ours, again", "ours, predictions", "laplace-torch", "laplace-torch, predictions")
 
 
@@ -49,9 +52,21 @@ def fit_peer(model, images, labels, subset, structure):
 
 
 def predict_peer(la, images):
+    """Probabilities, in batches as large as fit, up to 100; and the size of a batch."""
     import torch
 
-    return torch.cat([la(x, pred_type="glm", link_approx="probit") for x in images.split(100)])
+    size, kept = 100, resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, kept[1]))
+    while True:
+        try:
+            found = torch.cat([la(x, pred_type="glm", link_approx="probit") for x in images.split(size)])
+        except (RuntimeError, MemoryError):  # torch's allocator says it by the first
+            if size == 1:
+                raise
+            size = max(1, size // 2)
+        else:
+            resource.setrlimit(resource.RLIMIT_DATA, kept)
+            return found, size
 
 
 def both(model, images, labels, predicted, subset, structure):
@@ -68,9 +83,9 @@ def both(model, images, labels, predicted, subset, structure):
     predictions = time.perf_counter() - start
     peer, fitted = fit_peer(model, images, labels, subset, structure)
     start = time.perf_counter()
-    theirs = predict_peer(peer, predicted)
+    theirs, size = predict_peer(peer, predicted)
     found = dict(zip(FITS, (forward, cold, again, predictions, fitted, time.perf_counter() - start), strict=True))
-    return found | {"difference": float((ours - theirs).abs().max())}
+    return found | {"difference": float((ours - theirs).abs().max()), "batch": size}
 
 
 def last_layer(structure, samples):
@@ -93,8 +108,7 @@ def alone_ours(samples):
 
 def alone_peer(samples):
     la, _ = fit_peer(trained_cnn(300), *digits(count=int(samples)), "all", "kron")
-    predict_peer(la, digits(train=False, count=max(100, int(samples) // 10))[0])
-    return {}
+    return {"batch": predict_peer(la, digits(train=False, count=max(100, int(samples) // 10))[0])[1]}
 
 
 def table():
@@ -116,8 +130,9 @@ def table():
     header = ["", "ours (s)", "laplace-torch (s)", "ours / theirs", "ours, forwards", "theirs, forwards"]
     print_table([*header, "largest difference of probabilities"], rows)
     if "weights" in args.rows:
-        peaks = [alone(__file__, worker, args.samples)["peak_gb"] for worker in ("alone_ours", "alone_peer")]
-        print("\nPeak memory, all weights: {:.2f} GB, laplace-torch {:.2f} GB".format(*peaks))
+        ours, theirs = (alone(__file__, worker, args.samples) for worker in ("alone_ours", "alone_peer"))
+        peaks = f"{ours['peak_gb']:.2f} GB, laplace-torch {theirs['peak_gb']:.2f} GB in batches of {theirs['batch']}"
+        print(f"\nPeak memory, all weights: {peaks}")
 
 
 def _compared(found, ours, theirs, share):

@@ -6,7 +6,7 @@ stands there for its time alone.
 
 import time
 
-from common import alone, digits, main, print_table, trained_cnn
+from common import alone, as_fitted, digits, main, print_table, trained_cnn
 
 WAYS = ("auto", "gram/rows", "nystrom/rows", "nystrom/jacobians", "nystrom/products", "lanczos/products")
 
@@ -41,13 +41,12 @@ FEW_ROWS = CASES[:1]  # elsewhere the Gram matrix takes half an hour, or its row
 def measure(name, way):
     import jax
 
-    from bridge import to_jax, trace
-    from bridge.one_example import OneExample
+    from bridge import to_jax
     from jax_core import Categorical, FitOptions, LoaderPasses, fit, fit_curvature
     from jax_core.lowrank.plan import Plan
 
     model, inputs, targets, rank = case(name)
-    traced = trace(model, inputs[:2])
+    model_fn, params = as_fitted(model, inputs)
     steps = range(0, len(inputs), 128)
     passes = LoaderPasses([(to_jax(inputs[i : i + 128]), to_jax(targets[i : i + 128])) for i in steps])
     passes.preload()
@@ -55,7 +54,7 @@ def measure(name, way):
         fit.make_plan = lambda source, options: Plan(*way.split("/"), "fixed")
     options = FitOptions(rank=rank, progress=False, rows_bytes=2**32)
     start = time.perf_counter()
-    found = fit_curvature(OneExample.of(traced), traced.params, Categorical(), passes, options, key=jax.random.key(0))
+    found = fit_curvature(model_fn, params, Categorical(), passes, options, key=jax.random.key(0))
     jax.block_until_ready(found.curvature.U)
     return {"seconds": time.perf_counter() - start, "way": WAYS.index(f"{found.plan.method}/{found.plan.strategy}")}
 

@@ -52,6 +52,17 @@ def trained(make, steps, seed=0, count=None):
     return model.eval()
 
 
+def as_fitted(model, images):
+    """A traced model of one example, and its weights, as a fit has them: for the core's own parts."""
+    from bridge import trace
+    from bridge.fitting import output_layout
+    from bridge.losses import to_loss
+    from bridge.one_example import model_and_params
+
+    loss = to_loss("classification")
+    return model_and_params(trace(model, images[:2]), output_layout(model, images[:2], loss), loss, None)
+
+
 def jax_cnn(model):
     """The same network as a JAX user writes it, and its parameters: for libraries that take a JAX function."""
     import jax

@@ -5,7 +5,7 @@ vectors at once, per vector: ours through the Jacobian of each image, the strate
 products there.
 """
 
-from common import alone, digits, jax_cnn, main, median_seconds, print_table, trained_cnn
+from common import alone, as_fitted, digits, jax_cnn, main, median_seconds, print_table, trained_cnn
 
 BATCHES, VECTORS = (32, 128, 512), 32
 
@@ -25,7 +25,6 @@ def ours(size):
     import jax.numpy as jnp
 
     from bridge import to_jax, trace
-    from bridge.one_example import OneExample
     from jax_core import Categorical, LoaderPasses, create_ggn_mv_without_data, get_size
     from jax_core.gradients.jacobian_stream import JacobianStream
     from jax_core.source import Source
@@ -41,7 +40,7 @@ def ours(size):
     vector = jax.tree.map(jnp.ones_like, traced.params)
     one = median_seconds(lambda: jax.block_until_ready(product(vector, data)))
     passes = LoaderPasses([(data["input"], data["target"])])
-    source, _ = Source(OneExample.of(traced), traced.params, Categorical(), passes).in_order_of_gradients()
+    source, _ = Source(*as_fitted(model, images), Categorical(), passes).in_order_of_gradients
     stream = JacobianStream(source.model_fn, source.params, source.likelihood, passes)
     block = jnp.ones((VECTORS, get_size(traced.params)))
     many = median_seconds(lambda: jax.block_until_ready(stream.block(block)), rounds=5)

@@ -4,7 +4,7 @@ The exact posterior keeps every eigenpair (Gram matrix of all rows, nothing drop
 10 outputs of the ratio of predictive variances; what is missing from a low rank makes it larger than one.
 """
 
-from common import alone, digits, main, print_table, trained_cnn
+from common import alone, as_fitted, digits, main, print_table, trained_cnn
 
 CURVATURE, TEST = 512, 500
 WAYS = {
@@ -22,14 +22,12 @@ def measure():
     import jax
     import jax.numpy as jnp
 
-    from bridge import to_jax, trace
-    from bridge.one_example import OneExample
+    from bridge import to_jax
     from jax_core import Categorical, FitOptions, LoaderPasses, Posterior, fit_curvature, map_jacobians
 
     model = trained_cnn(600)
     images, labels = digits(count=CURVATURE)
-    traced = trace(model, images[:2])
-    model_fn, params = OneExample.of(traced), traced.params
+    model_fn, params = as_fitted(model, images)
 
     def curvature(**options):
         passes = LoaderPasses(
