@@ -46,23 +46,23 @@ class Run(NamedTuple):
     """Neighbouring groups of one size: from where on, how many, how large. They meet rows in one product."""
 
     start: int
-    count: int
+    groups: int
     width: int
 
     def cut(self, array: Array, axis: int) -> Array:
         """Its part of a sorted axis, which becomes two: groups, and the coordinates in each."""
-        part = jax.lax.slice_in_dim(array, self.start, self.start + self.count * self.width, axis=axis)
+        part = jax.lax.slice_in_dim(array, self.start, self.start + self.groups * self.width, axis=axis)
         axis %= array.ndim
-        return part.reshape(*array.shape[:axis], self.count, self.width, *array.shape[axis + 1 :])
+        return part.reshape(*array.shape[:axis], self.groups, self.width, *array.shape[axis + 1 :])
 
 
 def runs_of(sizes: tuple[int, ...]) -> list[Run]:
     """Groups of such sizes, those of one size together, so that a program has few products."""
     found, start = [], 0
     for width, same in itertools.groupby(sizes):
-        count = len(list(same))
-        found.append(Run(start, count, width))
-        start += count * width
+        groups = len(list(same))
+        found.append(Run(start, groups, width))
+        start += groups * width
     return found
 
 
@@ -179,7 +179,7 @@ def covariances(
     inner = None
     if spectrum.columns is not None:
         pairs = zip(parts, runs, strict=True)
-        met = [part.reshape(run.count, -1, run.width) @ run.cut(spectrum.columns, 0) for part, run in pairs]
+        met = [part.reshape(run.groups, -1, run.width) @ run.cut(spectrum.columns, 0) for part, run in pairs]
         inner = jnp.concatenate(met)  # (G, B * C, R)
 
     # No loop over the precisions: XLA's CPU backend takes ten times as long for one.

@@ -76,8 +76,8 @@ def test_groups_hold_every_coordinate_once_and_the_largest_alone(size):
 def test_runs_hold_every_group_once_in_its_place(size):
     sizes = group_sizes(size)
     runs = runs_of(sizes)
-    assert [run.width for run in runs for _ in range(run.count)] == list(sizes)
-    assert [run.start for run in runs] == np.cumsum([0, *(run.count * run.width for run in runs)])[:-1].tolist()
+    assert [run.width for run in runs for _ in range(run.groups)] == list(sizes)
+    assert [run.start for run in runs] == np.cumsum([0, *(run.groups * run.width for run in runs)])[:-1].tolist()
     assert len(runs) < 25
 
 
@@ -89,7 +89,7 @@ def test_groups_of_several_numbers_have_their_mean(x64, low_rank):
     projection = Projection(None, weights, columns, values) if low_rank else Projection(None, weights, None, None)
     known = GroupedGrid.of(jnp.asarray(GRID), projection)
     found = covariances(lambda outputs: outputs.covariance, known, jnp.zeros((4, 3)), rows)
-    assert len({run.count for run in runs_of(known.spectrum.sizes)}) > 1
+    assert len({run.groups for run in runs_of(known.spectrum.sizes)}) > 1
     means = np.repeat(np.asarray(known.spectrum.values), known.spectrum.sizes)
     precision = np.zeros((130, 130))
     precision[np.diag_indices(130)] = means[np.argsort(np.asarray(known.spectrum.order))]
