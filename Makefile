@@ -77,7 +77,7 @@ fuzz: $(VENV)/.installed-test
 	BRIDGE_FUZZ_COUNT=$${BRIDGE_FUZZ_COUNT:-5000} OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest tests/bridge/tracing/test_fuzz.py --numprocesses 2 $(ARGS)
 
-BENCHMARKS := product against_laplax fit_and_predict whole_dataset quality structures large choice growth tracing
+BENCHMARKS := product against_laplax fit_and_predict whole_dataset quality structures calibration large choice growth tracing
 
 bench: $(VENV)/.installed-test
 	@for name in $(BENCHMARKS); do echo; echo "## $$name"; $(BIN)/python -W ignore benchmarks/$$name.py || exit 1; done
