@@ -204,9 +204,10 @@ def warn_of_many_outputs(source: Source) -> None:
     ordered, _ = source.in_order_of_gradients
     example = example_shapes(source.passes.peek().input)
     outputs = jax.eval_shape(ordered.model_fn, example, ordered.params).size
+    if outputs <= _MANY_OUTPUTS:
+        return
     layout = find_layout(ordered.model_fn, ordered.params, example)
-    last = all(slot.vectors == 1 and slot.outs == outputs for slot in layout.factored)
-    if outputs <= _MANY_OUTPUTS or (last and layout.plain_size <= outputs):
+    if all(slot.vectors == 1 and slot.outs == outputs for slot in layout.factored) and layout.plain_size <= outputs:
         return  # a last layer's rows are products of its inputs
     operations = 3 * _forward_flops(ordered, example) * outputs * (source.passes.num_samples or _STREAMED)
     if operations > _LONG:
