@@ -76,7 +76,7 @@ def _map(leaf: Callable[[Any], Any], tree: Any) -> Any:
 
 def to_free_jax(tensor: torch.Tensor) -> jax.Array:
     """A copy that is on no device in particular: such an array follows those that it meets."""
-    return jnp.array(np.asarray(to_jax(tensor)))
+    return jax.block_until_ready(jnp.array(np.asarray(to_jax(tensor))))  # the tensor may be written to from now on
 
 
 def _leaf_to_jax(leaf: Any) -> Any:

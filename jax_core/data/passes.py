@@ -160,8 +160,9 @@ class LoaderPasses:
             host = as_batch(self._transform(raw))
             if first and self._check is not None:
                 self._check(number, host)
-            # A copy: what the loader yields may live in memory that it reuses for its next batch.
-            yield *fingerprint(host), self._place(jax.tree.map(jnp.array, host))
+            # A copy: what the loader yields may live in memory that it reuses for its next batch. JAX copies from numpy
+            # while Python goes on, so it is waited for.
+            yield *fingerprint(host), self._place(jax.block_until_ready(jax.tree.map(jnp.array, host)))
 
     def _finish(self, count: int, total: int, kept: list[Batch] | None) -> None:
         if count == 0 and self._seen is None:

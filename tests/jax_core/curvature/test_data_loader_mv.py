@@ -203,3 +203,16 @@ def test_batches_are_placed_after_they_are_checked(cache):
         placed = np.concatenate([batch.input for batch in passes])
         np.testing.assert_array_equal(placed, loader.inputs + 1)
     np.testing.assert_array_equal(np.concatenate(checked), loader.inputs)
+
+
+def test_a_batch_is_read_before_its_memory_is_written_to_again():
+    def reusing():
+        inputs = np.zeros((500, 20_000), np.float32)  # 40 MB: a copy that takes milliseconds
+        for number in range(3):
+            inputs[:] = number
+            yield inputs, np.zeros(500, np.int32)
+
+    passes = LoaderPasses(reusing(), cache="memory", cache_bytes=2**30)
+    passes.preload()
+    for number, batch in enumerate(passes):
+        assert float(batch.input.min()) == float(batch.input.max()) == number
