@@ -8,10 +8,11 @@ which are other sets with other figures. ``--full`` reads all training and test 
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
-from common import DATA, alone, main, print_table
+from common import DATA, alone, digits, main, print_table
 
 HELD_OUT, BATCH, FOREIGN = 1_000, 128, 2_000
 FIGURES = ("accuracy", "NLL", "ECE", "turned: NLL", "foreign: confidence", "foreign: AUROC", "seconds")
@@ -30,17 +31,14 @@ def lenet():
 def train(model, images, labels, epochs):
     import torch
 
-    steps = epochs * (len(labels) // BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        if step % (len(labels) // BATCH) == 0:
-            order = torch.randperm(len(labels)).split(BATCH)
-        rows = order[step % (len(labels) // BATCH)]
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-        optimizer.step()
-        schedule.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(labels) // BATCH))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels)).split(BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
     return model.eval()
 
 
@@ -48,8 +46,7 @@ def foreign_sets(root):
     """Images of other things by the names of their sets, at most 2,000 of each, normalised as the digits are."""
     import torch
     import torchvision
-    from digits import MEAN, STD
-    from shifts import letters, shapes
+    from shifts import letters, normalised, shapes
 
     found = {}
     for name, how in (("FashionMNIST", {}), ("KMNIST", {}), ("EMNIST", {"split": "letters"})):
@@ -59,29 +56,25 @@ def foreign_sets(root):
             continue  # not there
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:FOREIGN]
         upright = data[rows].transpose(1, 2) if name == "EMNIST" else data[rows]
-        found[name] = ((upright.float() / 255 - MEAN) / STD)[:, None]
+        found[name] = normalised(upright.numpy())
     return found or {"letters": letters(FOREIGN), "shapes": shapes(FOREIGN)}
 
 
 def judged(predict, test, labels, foreign):
     """Accuracy, NLL, ECE of digits; NLL of turned ones; mean confidence on foreign images, and AUROC by confidence."""
     import jax.numpy as jnp
-    import torch
+    from shift_report import calibration_error, probabilities
     from shifts import rotated
 
-    from jax_core.evaluation import accuracy, auroc, correctness, expected_calibration_error, nll_categorical
+    from jax_core.evaluation import accuracy, auroc, nll_categorical
 
-    def probabilities(images):
-        with torch.no_grad():
-            return jnp.asarray(torch.cat([predict(part) for part in images.split(250)]).numpy())
-
-    clean, targets = probabilities(test), jnp.asarray(labels.numpy())
+    clean, targets = probabilities(predict, test), jnp.asarray(labels.numpy())
     found = {"accuracy": accuracy(clean, targets), "NLL": nll_categorical(clean, targets)}
-    found["ECE"] = expected_calibration_error(clean.max(-1), correctness(clean, targets), 15)
+    found["ECE"] = calibration_error(clean, targets)
     few = min(len(test), FOREIGN)
-    turned = probabilities(rotated(test[:few], 45))
+    turned = probabilities(predict, rotated(test[:few], 45))
     found["turned: NLL"] = nll_categorical(turned, targets[:few])
-    confidences = [probabilities(images).max(-1) for images in foreign.values()]
+    confidences = [probabilities(predict, images).max(-1) for images in foreign.values()]
     found["foreign: confidence"] = sum(c.mean() for c in confidences) / len(confidences)
     found["foreign: AUROC"] = sum(auroc(-clean.max(-1), -c) for c in confidences) / len(confidences)
     return {name: float(value) for name, value in found.items()}
@@ -119,16 +112,11 @@ def rows():
 
 def measure(seed, epochs, curvature, tested, root):
     import torch
-    from digits import load_digits
     from methods import Digits, Fits
     from torch.utils.data import TensorDataset
 
     torch.manual_seed(int(seed))
-    loaded = load_digits(root)
-    pairs = [(loaded.train_images, loaded.train_labels), (loaded.test_images, loaded.test_labels)]
-    (images, labels), (test, test_labels) = (
-        (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y)) for x, y in pairs
-    )
+    (images, labels), (test, test_labels) = digits(root=root), digits(train=False, root=root)
     order = torch.randperm(len(labels))
     images, labels, drawn = images[order], labels[order], torch.randperm(len(test_labels))[: int(tested)]
     held_out, images, labels = (images[:HELD_OUT], labels[:HELD_OUT]), images[HELD_OUT:], labels[HELD_OUT:]
@@ -136,10 +124,10 @@ def measure(seed, epochs, curvature, tested, root):
     model, foreign = train(lenet(), images, labels, int(epochs)), foreign_sets(root)
     found = {"training": time.perf_counter() - start}
     seen = TensorDataset(images[: int(curvature)], labels[: int(curvature)])
-    fits, digits = Fits(model), Digits(seen, len(labels), TensorDataset(*held_out))
+    fits, known = Fits(model), Digits(seen, len(labels), TensorDataset(*held_out))
     for name, method in rows().items():
         start = time.perf_counter()
-        predict = method(fits, digits)
+        predict = method(fits, known)
         tuned = time.perf_counter() - start
         figures = judged(predict, test[drawn], test_labels[drawn], foreign) | {"seconds": tuned}
         found |= {f"{name}/{figure}": value for figure, value in figures.items()}
@@ -156,11 +144,11 @@ def table():
     epochs = args.epochs or (100 if args.full else 5)
     sizes = (10**6, 10**6) if args.full else (2_000, 1_000)
     runs = [alone(__file__, "measure", seed, epochs, *sizes, args.data_root) for seed in range(args.seeds)]
-    found = {name: sorted(run[name] for run in runs)[len(runs) // 2] for name in runs[0]}
+    found = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     names = ", ".join(foreign_sets(args.data_root))
     print(f"\n{args.seeds} x {epochs} epochs, {found['training']:.0f} s; foreign images: {names}\n")
-    digits = dict.fromkeys(FIGURES, 3) | {"turned: NLL": 2, "seconds": 1}
-    cells = [[row, *(f"{found[f'{row}/{name}']:.{digits[name]}f}" for name in FIGURES)] for row in rows()]
+    places = dict.fromkeys(FIGURES, 3) | {"turned: NLL": 2, "seconds": 1}
+    cells = [[row, *(f"{found[f'{row}/{name}']:.{places[name]}f}" for name in FIGURES)] for row in rows()]
     print_table(["", *FIGURES], cells)
 
 

@@ -14,12 +14,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "examples")]
 DATA = HERE.parent / "data"
 
 
-def digits(train=True, count=None):
+def digits(train=True, count=None, root=DATA):
     """Normalised images (N, 1, 28, 28) and labels, as torch tensors."""
     import torch
     from digits import load_digits
 
-    found = load_digits(DATA)
+    found = load_digits(root)
     images, labels = (found.train_images, found.train_labels) if train else (found.test_images, found.test_labels)
     # fewer digits than asked for (the packaged subset) are repeated: the arithmetic is the same
     wanted = len(labels) if count is None else count

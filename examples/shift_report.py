@@ -58,19 +58,19 @@ class Judged:
 def judge(network: str, method: str, predict: Callable[[Tensor], Tensor], sets: Sets, *, fit_seconds: float) -> Judged:
     """All figures of a method's probabilities."""
     begun = time.perf_counter()
-    clean = _probabilities(predict, sets.clean)
+    clean = probabilities(predict, sets.clean)
     per_digit = (time.perf_counter() - begun) / len(clean)
-    turned = {angle: _probabilities(predict, images) for angle, images in sets.turned.items()}
-    foreign = {name: _probabilities(predict, images) for name, images in sets.foreign.items()}
+    turned = {angle: probabilities(predict, images) for angle, images in sets.turned.items()}
+    foreign = {name: probabilities(predict, images) for name, images in sets.foreign.items()}
     labels, turned_labels = jnp.asarray(sets.labels), jnp.asarray(sets.turned_labels)
     by_angle = {angle: float(nll_categorical(prob, turned_labels)) for angle, prob in turned.items()}
     figures = {
         "accuracy": float(accuracy(clean, labels)),
         "NLL": float(nll_categorical(clean, labels)),
-        "ECE": _ece(clean, labels),
+        "ECE": calibration_error(clean, labels),
         "Brier": float(brier(clean, labels)),
         "turned NLL": float(np.mean(list(by_angle.values()))),
-        "turned ECE": float(np.mean([_ece(prob, turned_labels) for prob in turned.values()])),
+        "turned ECE": float(np.mean([calibration_error(prob, turned_labels) for prob in turned.values()])),
     }
     inside = predictive_entropy(clean)
     for name, prob in foreign.items():
@@ -82,12 +82,14 @@ def judge(network: str, method: str, predict: Callable[[Tensor], Tensor], sets: 
     return Judged(network, method, figures, {0: figures["NLL"], **by_angle})
 
 
-def _probabilities(predict: Callable[[Tensor], Tensor], images: Tensor) -> jnp.ndarray:
+def probabilities(predict: Callable[[Tensor], Tensor], images: Tensor) -> jnp.ndarray:
+    """Of all images, some at a time."""
     with torch.no_grad():
         return jnp.asarray(torch.cat([predict(part) for part in images.split(_BATCH)]).numpy())
 
 
-def _ece(prob: jnp.ndarray, labels: jnp.ndarray) -> float:
+def calibration_error(prob: jnp.ndarray, labels: jnp.ndarray) -> float:
+    """The expected one, in 15 bins."""
     return float(expected_calibration_error(prob.max(-1), correctness(prob, labels), 15))
 
 

@@ -18,7 +18,7 @@ def rotated(images: Tensor, angle: float) -> Tensor:
     """Images `(N, 1, 28, 28)` turned by `angle` degrees, dark where nothing was."""
     host = np.round((images[:, 0].numpy() * STD + MEAN) * 255).clip(0, 255).astype(np.uint8)
     turned = [np.asarray(Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR)) for image in host]
-    return _normalised(np.stack(turned))
+    return normalised(np.stack(turned))
 
 
 def letters(count: int, seed: int = 0) -> Tensor:
@@ -50,8 +50,9 @@ def _drawn(count: int, seed: int, draw: Callable[[ImageDraw.ImageDraw, np.random
         image = Image.new("L", (28, 28))
         draw(ImageDraw.Draw(image), rng)
         found.append(np.asarray(image.rotate(float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR)))
-    return _normalised(np.stack(found))
+    return normalised(np.stack(found))
 
 
-def _normalised(images: np.ndarray) -> Tensor:
+def normalised(images: np.ndarray) -> Tensor:
+    """Images `(N, 28, 28)` of bytes as the digits are, `(N, 1, 28, 28)`."""
     return torch.from_numpy((images.astype(np.float32) / 255 - MEAN) / STD)[:, None]

@@ -1,4 +1,4 @@
-"""What benchmarks call is there, and gives figures: each of their workers on a handful of data."""
+"""What benchmarks call is there, and gives figures: of those that reach into the core or meet laplace-torch."""
 
 import sys
 from pathlib import Path
