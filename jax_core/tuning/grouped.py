@@ -66,6 +66,26 @@ def runs_of(sizes: tuple[int, ...]) -> list[Run]:
     return found
 
 
+def column_grams(sizes: tuple[int, ...], columns: Float[Array, "P R"]) -> Float[Array, "G R R"]:
+    """Products of each group's rows of sorted columns with themselves."""
+    parts = [run.cut(columns, 0) for run in runs_of(sizes)]
+    return jnp.concatenate([jnp.swapaxes(part, 1, 2) @ part for part in parts])
+
+
+def group_products(
+    sizes: tuple[int, ...], columns: Float[Array, "P R"] | None, turned: Float[Array, "B C P"]
+) -> tuple[Float[Array, "G B C C"], Float[Array, "G B C R"] | None]:
+    """Products of each group's part of sorted rows with themselves, and with the columns if there are any."""
+    runs, outputs = runs_of(sizes), turned.shape[:-1]
+    parts = [jnp.moveaxis(run.cut(turned, -1), -2, 0) for run in runs]  # (groups, B, C, width) each
+    own = jnp.concatenate([_grams(part) for part in parts])
+    if columns is None:
+        return own, None
+    pairs = zip(parts, runs, strict=True)
+    met = [part.reshape(run.groups, -1, run.width) @ run.cut(columns, 0) for part, run in pairs]
+    return own, jnp.concatenate(met).reshape(own.shape[0], *outputs, -1)
+
+
 @pytree
 @dataclass(frozen=True)
 class GroupedSpectrum:
@@ -110,9 +130,7 @@ def _grouped(projection: Projection, order: Array, sizes: tuple[int, ...]) -> Gr
     if projection.columns is None or projection.values is None:
         return GroupedSpectrum(order, values, None, None, weights, sizes)
     columns = projection.columns[order] * jnp.sqrt(projection.values)
-    parts = [run.cut(columns, 0) for run in runs]
-    of_columns = jnp.concatenate([jnp.swapaxes(part, 1, 2) @ part for part in parts])
-    return GroupedSpectrum(order, values, columns, of_columns, weights, sizes)
+    return GroupedSpectrum(order, values, columns, column_grams(sizes, columns), weights, sizes)
 
 
 def group_bounds(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -172,19 +190,11 @@ def covariances(
 ) -> Any:
     """``finish`` of the outputs under every precision, axes ``(B, T)`` first, from rows along the eigenvectors."""
     spectrum = known.spectrum
-    turned = rows[..., spectrum.order]
-    runs = runs_of(spectrum.sizes)
-    parts = [jnp.moveaxis(run.cut(turned, -1), -2, 0) for run in runs]  # (count, B, C, width) each
-    own = jnp.concatenate([_grams(part) for part in parts])  # (G, B, C, C)
-    inner = None
-    if spectrum.columns is not None:
-        pairs = zip(parts, runs, strict=True)
-        met = [part.reshape(run.groups, -1, run.width) @ run.cut(spectrum.columns, 0) for part, run in pairs]
-        inner = jnp.concatenate(met)  # (G, B * C, R)
-
+    own, inner = group_products(spectrum.sizes, spectrum.columns, rows[..., spectrum.order])
     # No loop over the precisions: XLA's CPU backend takes ten times as long for one.
     covariance = jnp.tensordot(known.scales, own, 1)  # (T, B, C, C)
     if inner is not None and known.roots is not None:
+        inner = inner.reshape(inner.shape[0], -1, inner.shape[-1])  # (G, B * C, R)
         halves = jnp.tensordot(known.scales, inner, 1) @ known.roots  # (T, B * C, R)
         covariance = covariance - _grams(halves.reshape(-1, *outputs.shape, halves.shape[-1]))
     return jax.vmap(lambda of_one: finish(GaussianOutputs(outputs, of_one)), out_axes=1)(covariance)

@@ -26,7 +26,7 @@ from jax_core.gradients.jacobian_maps import map_rotated
 from jax_core.gradients.subspace import Subspace
 from jax_core.operators import BlockDiagonal, BlockLowRank, Dense, Diagonal, LowRank, Operator, Projection, Symmetric
 from jax_core.tuning.collect import flat_targets
-from jax_core.tuning.grouped import group_bounds, group_sizes
+from jax_core.tuning.grouped import column_grams, group_bounds, group_products, group_sizes
 from jax_core.types import ModelFn, Params, pytree
 from jax_core.xla.chunks import example_shapes
 from jax_core.xla.compiled import as_jit_argument
@@ -72,13 +72,7 @@ class LayerGroups:
         if projection.columns is None or projection.values is None:
             return cls(jnp.asarray(order), values, jnp.asarray(layers), None, None, sizes)
         columns = projection.columns[order] * jnp.sqrt(jnp.maximum(projection.values, 0.0))
-        of_columns = jnp.stack([columns[a:b].T @ columns[a:b] for a, b in bounds])
-        return cls(jnp.asarray(order), values, jnp.asarray(layers), columns, of_columns, sizes)
-
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """Where groups begin and end."""
-        return group_bounds(self.sizes)
+        return cls(jnp.asarray(order), values, jnp.asarray(layers), columns, column_grams(sizes, columns), sizes)
 
 
 def _weights(projection: Projection, leaves: tuple[int, ...]) -> np.ndarray:
@@ -167,12 +161,8 @@ class _Kept:
 
     def __call__(self, groups: LayerGroups, outputs: Array, rows: Array) -> tuple[Array, Array, Array | None]:
         turned = rows[..., groups.order].reshape(-1, self.together, rows.shape[-1])  # (b positions, K, P)
-        parts = [turned[..., a:b] for a, b in groups.bounds]
-        own, columns = jnp.stack([grams(part) for part in parts], 1), groups.columns
-        inner = None
-        if columns is not None:
-            pairs = zip(parts, groups.bounds, strict=True)
-            inner = jnp.stack([part @ columns[a:b] for part, (a, b) in pairs], 1)
+        products = group_products(groups.sizes, groups.columns, turned)
+        own, inner = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), products)  # (b positions, G, ...)
         found = outputs.reshape(-1, self.together), own, inner
         return jax.tree.map(lambda leaf: leaf.reshape(outputs.shape[0], -1, *leaf.shape[1:]), found)
 
