@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_core.gradients import tables
+from jax_core.operators.projection import between
 from jax_core.types import pytree
-
-_PAIRED_OUTPUTS = range(2, 16)  # of an example: two of them share a Gram product
+from jax_core.xla.products import times_rows
 
 
 class Slot(NamedTuple):
@@ -173,10 +173,42 @@ class FactoredRows:
                 total = total + tables.times_rows(left, right, stored)
                 continue
             (batch, outputs, positions, outs), (_, vectors, width) = left.shape, stored.shape
-            pushed = right.reshape(-1, width) @ stored.reshape(-1, width).T  # (B * S, O * K)
+            pushed = times_rows(right.reshape(-1, width), stored.reshape(-1, width))  # (B * S, O * K)
             flat = left.reshape(batch, outputs, positions * outs)
             total = total + flat @ pushed.reshape(batch, positions * outs, vectors)
         return total
+
+    def form(self, parts: Parts, values: Float[Array, " *K"]) -> Float[Array, "B C C"]:
+        """``J rows^T diag(values) rows J^T`` for vectors cut by :meth:`Layout.split`."""
+        if self._is_one_layer:
+            return self._form_of_one_layer(parts, values)
+        inner = self.times_rows(parts)
+        return between(inner, values, inner)
+
+    @property
+    def _is_one_layer(self) -> bool:
+        """Whether one matrix meets one vector, and little lies beside it: no more cotangents than outputs, about."""
+        slots, outputs, beside = self.layout.factored, *self.plain.shape[-2:]
+        if len(slots) != 1 or slots[0].is_table or slots[0].vectors > 1:
+            return False
+        return slots[0].outs * (slots[0].outs + beside) <= 2 * outputs**2  # operations with one of the vectors
+
+    def _form_of_one_layer(self, parts: Parts, values: Float[Array, " *K"]) -> Float[Array, "B C C"]:
+        """The form of the layer's own outputs first, which its cotangents and the rows beside it then meet.
+
+        Of a last layer cotangents are a unit matrix, and the rows beside it those of its bias: products with the many
+        vectors of an exact posterior would only copy them.
+        """
+        plain, (stored,) = parts
+        left, right = self.left[0][:, :, 0], self.right[0][:, 0]
+        (batch, _, outs), (_, vectors, width) = left.shape, stored.shape
+        pushed = times_rows(right, stored.reshape(-1, width)).reshape(batch, outs, vectors)
+        across = between(pushed.reshape(-1, vectors), values, plain.T).reshape(batch, outs, -1)
+        beside = jnp.broadcast_to(between(plain.T, values, plain.T), (batch, *2 * plain.shape[1:]))
+        above = jnp.concatenate([between(pushed, values, pushed), across], axis=-1)
+        below = jnp.concatenate([jnp.swapaxes(across, -1, -2), beside], axis=-1)
+        rows = jnp.concatenate([left, self.plain], axis=-1)
+        return rows @ jnp.concatenate([above, below], axis=-2) @ jnp.swapaxes(rows, -1, -2)
 
     def add_back(self, image: Parts, weights: Float[Array, "B C K"]) -> Parts:
         r"""``image`` with $\sum_{bc} w_{bck} J_{bc}$ added to its vectors."""
@@ -217,14 +249,5 @@ class FactoredRows:
 
 
 def grams(rows: Float[Array, "B C Q"]) -> Float[Array, "B C C"]:
-    """``rows @ rows^T`` of each example, of two at a time where they have few rows.
-
-    XLA's CPU backend runs a batch of 64 products of 10 rows with 10 at 3 Gflop/s, but 32 of 20 with 20 at 25: a
-    quarter of the time, though half of it is thrown away.
-    """
-    batch, outputs, width = rows.shape
-    if batch % 2 or outputs not in _PAIRED_OUTPUTS:
-        return rows @ jnp.swapaxes(rows, -1, -2)
-    pairs = rows.reshape(batch // 2, 2 * outputs, width)
-    product = (pairs @ jnp.swapaxes(pairs, -1, -2)).reshape(batch // 2, 2, outputs, 2, outputs)
-    return jnp.stack([product[:, 0, :, 0], product[:, 1, :, 1]], 1).reshape(batch, outputs, outputs)
+    """``rows @ rows^T`` of each example."""
+    return rows @ jnp.swapaxes(rows, -1, -2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import Partial
@@ -29,8 +29,12 @@ from jax_core.xla.precision import full_precision
 _ROW_BYTES = 12 * 2**20  # Jacobian rows held at a time: they and their gradients stay below the 32 MiB cliff
 _ACTIVATIONS = 4 * 2**20  # forward activations of the examples behind them, before the axis of outputs
 _GROUP = 16  # chunks per compiled loop
-_TOGETHER = 64  # examples that meet a basis at once, since it is large and read for each, ...
+_TOGETHER = 128  # examples that meet a basis at once, since it is large and read for each, ...
 _TOGETHER_BYTES = 20 * 2**20  # ... as long as their rows stay below the cliff
+
+
+Met: TypeAlias = Callable[[Coordinates, FactoredRows], Any]
+"""What rotated rows become."""
 
 
 class ProjectedJacobians(NamedTuple):
@@ -93,6 +97,32 @@ def map_projected(
         function: From outputs ``(b, C)`` and the projected Jacobians to a pytree with leading axis ``b``.
         sizes: As there. Small batches have a program of their own.
     """
+    return _map_along(_projected, model_fn, params, basis, function, sizes)
+
+
+def map_forms(
+    model_fn: ModelFn,
+    params: Params,
+    basis: Subspace,
+    function: Callable[[Array, Array], Any],
+    *,
+    sizes: Sizes | None = None,
+) -> OfBatches:
+    r""":func:`map_projected` for a function of the forms $J A J^\top$ alone.
+
+    Args:
+        model_fn: ``model_fn(input, params)`` for one example.
+        params: Where to linearise.
+        basis: A projection of $A$ over the flattened parameters.
+        function: From outputs ``(b, C)`` and forms ``(b, C, C)`` to a pytree with leading axis ``b``.
+        sizes: As there.
+    """
+    return _map_along(_form, model_fn, params, basis, function, sizes)
+
+
+def _map_along(
+    met: Met, model_fn: ModelFn, params: Params, basis: Subspace, function: Callable[..., Any], sizes: Sizes | None
+) -> OfBatches:
     model, last = as_jit_argument(with_fast_convolutions(model_fn)), as_jit_argument(function)
 
     def bind(example: Any) -> Walk:
@@ -102,7 +132,7 @@ def map_projected(
         how = {"order": order, "kronecker": kronecker_leaves(known.basis), "weighted": weighted}
         chosen, layout = _plan_projected(model, params, example, **how)
         cut = basis.cut(params, order, layout)
-        return Walk(_Along(last, model, params, cut, order, layout), sizes or chosen, sizes is None)
+        return Walk(_Along(met, last, model, params, cut, order, layout), sizes or chosen, sizes is None)
 
     return OfBatches(bind)
 
@@ -136,9 +166,22 @@ def map_rotated(
             prepared[:] = [(order, prepare(basis.projection.permute(order.positions(params))))]
         cut = basis.cut(params, order, layout)
         bound = Partial(_of_rotated, last, prepared[0][1])
-        return Walk(_Along(bound, model, params, cut, order, layout, written=True), chosen, True)
+        return Walk(_Along(_written, bound, model, params, cut, order, layout), chosen, True)
 
     return OfBatches(bind)
+
+
+def _projected(basis: Coordinates, rotated: FactoredRows) -> ProjectedJacobians:
+    inner = None if basis.columns is None else rotated.times_rows(basis.columns)
+    return ProjectedJacobians(inner, basis.gram(rotated))
+
+
+def _form(basis: Coordinates, rotated: FactoredRows) -> Array:
+    return basis.form(rotated)
+
+
+def _written(basis: Coordinates, rotated: FactoredRows) -> Array:
+    return rotated.dense()
 
 
 def _of_rotated(function: Callable[..., Any], prepared: Any, outputs: Array, rows: Array) -> Any:
@@ -199,20 +242,20 @@ def _of_jacobians(function: Callable[..., Any], model_fn: ModelFn, params: Param
 class _Along:
     """:func:`_of_projected` with all but a piece of inputs bound; equal structures of two of them are one program."""
 
+    met: Met = field(metadata={"static": True})
     function: Callable[..., Any]
     model_fn: ModelFn
     params: Params
     basis: Coordinates
     order: Order = field(metadata={"static": True})
     layout: Layout = field(metadata={"static": True})
-    written: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, inputs: Any, count: Any) -> Any:
-        how = {"order": self.order, "layout": self.layout, "written": self.written}
+        how = {"met": self.met, "order": self.order, "layout": self.layout}
         return _of_projected(self.function, self.model_fn, self.params, self.basis, inputs, count, **how)
 
 
-@partial(jax.jit, static_argnames=("order", "layout", "written"))
+@partial(jax.jit, static_argnames=("met", "order", "layout"))
 def _of_projected(
     function: Callable[..., Any],
     model_fn: ModelFn,
@@ -221,9 +264,9 @@ def _of_projected(
     inputs: Any,
     count: Any,
     *,
+    met: Met,
     order: Order,
     layout: Layout,
-    written: bool = False,
 ) -> Any:
     """The same with the rows of all chunks before they meet the basis."""
 
@@ -232,11 +275,7 @@ def _of_projected(
         return factored_jacobian(in_order(model_fn, order), order.of(params), _chunk(inputs, i), layout)
 
     outputs, rows = in_turn(rows_of, count, jax.tree.leaves(inputs)[0].shape[0])
-    turned = basis.rotate(rows)
-    if written:
-        return function(outputs, turned.dense())
-    inner = None if basis.columns is None else turned.times_rows(basis.columns)
-    return function(outputs, ProjectedJacobians(inner, basis.gram(turned)))
+    return function(outputs, met(basis, basis.rotate(rows)))
 
 
 def _chunk(inputs: Any, i: Any) -> Any:

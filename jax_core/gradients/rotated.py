@@ -38,12 +38,14 @@ class Coordinates:
         factored: Those of the leaves in factors.
         weights: Of the quadratic form, a number or cut like one vector.
         columns: That rows are multiplied with.
+        values: Of the columns in the form.
     """
 
     plain: tuple[LeafBasis, ...]
     factored: tuple[LeafBasis, ...]
     weights: Float[Array, ""] | Parts | None
     columns: Parts | None
+    values: Float[Array, " *R"] | None
 
     @classmethod
     def of(cls, projection: Projection, layout: Layout) -> Coordinates:
@@ -58,6 +60,7 @@ class Coordinates:
             tuple(bases[s.leaf][:: -1 if s.is_table else 1] for s in layout.factored),  # cotangents', vectors'
             weights,
             None if columns is None else layout.split(columns.T),
+            projection.values,
         )
 
     def rotate(self, rows: FactoredRows) -> FactoredRows:
@@ -83,6 +86,15 @@ class Coordinates:
     def rotate_right(self, right: Sequence[Array]) -> tuple[Array, ...]:
         """The vectors of examples, which all their rows share."""
         return tuple(map(partial(_turned, side=1), right, self.factored))
+
+    def form(self, rotated: FactoredRows) -> Float[Array, "B C C"]:
+        """The whole quadratic form of rotated rows, example by example."""
+        gram = self.gram(rotated)
+        if self.columns is None or self.values is None:
+            assert gram is not None  # a projection has weights or columns
+            return gram
+        outer = rotated.form(self.columns, self.values)
+        return outer if gram is None else outer + gram
 
     def gram(self, rotated: FactoredRows) -> Float[Array, "B C C"] | None:
         """The quadratic form of rotated rows under the weights, example by example."""

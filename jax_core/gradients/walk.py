@@ -18,6 +18,8 @@ from jax_core.xla.memory import half_after
 from jax_core.xla.precision import full_precision
 from jax_core.xla.pullback import PullBack, with_pullback
 
+_FINER = 32  # examples
+
 
 class Sizes(NamedTuple):
     """Examples per evaluation and evaluations per compiled loop."""
@@ -86,10 +88,11 @@ class OfBatches:
 
 
 def _together(sizes: Sizes, total: int) -> Sizes:
-    """Not more than a small batch needs, by powers of two."""
+    """Not more than a small batch needs, by powers of two; beyond 32 examples of one chunk by eighths of them."""
     wanted = 1 << max(0, total - 1).bit_length()
     if sizes.group == 1:
-        return Sizes(min(sizes.chunk, wanted), 1)
+        step = wanted // 8 if wanted > _FINER else wanted
+        return Sizes(min(sizes.chunk, -(-total // step) * step), 1)
     chunk = min(sizes.chunk, wanted)
     return Sizes(chunk, min(sizes.group, wanted // chunk))
 

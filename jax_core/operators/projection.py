@@ -28,13 +28,13 @@ class Projection(ShortRepr):
         basis: An operator with the eigenvectors $Q$; ``None`` for the identity.
         weights: $w$, a number or one per row of $Q^\top$; ``None`` for zero.
         columns: $U$; ``None`` for none.
-        values: $s$.
+        values: $s$, a number where all are equal.
     """
 
     basis: BlockDiagonal | Eigenbasis | None
     weights: Float[Array, " *P"] | None
     columns: Float[Array, "P R"] | None
-    values: Float[Array, " R"] | None
+    values: Float[Array, " *R"] | None
 
     def scale_rows(self, root: Float[Array, " *P"]) -> Projection:
         """The projection of ``diag(root) A diag(root)``, for ``root`` constant on each block of the basis."""
@@ -58,11 +58,19 @@ class Projection(ShortRepr):
 
 
 def combine(
-    values: Float[Array, " R"] | None, inner: Float[Array, "... C R"] | None, gram: Float[Array, "... C C"] | None
+    values: Float[Array, " *R"] | None, inner: Float[Array, "... C R"] | None, gram: Float[Array, "... C C"] | None
 ) -> Float[Array, "... C C"]:
     r"""The form from a projection's $s$, $\tilde R U$ and $\tilde R \operatorname{diag}(w) \tilde R^\top$."""
     if inner is None or values is None:
         assert gram is not None  # a projection has weights or columns
         return gram
-    outer = (inner * values) @ jnp.swapaxes(inner, -1, -2)
+    outer = between(inner, values, inner)
     return outer if gram is None else outer + gram
+
+
+def between(
+    left: Float[Array, "... C R"], values: Float[Array, " *R"], right: Float[Array, "... D R"]
+) -> Float[Array, "... C D"]:
+    r"""$A \operatorname{diag}(s) B^\top$; a number multiplies the product, which is small, in the place of a factor."""
+    across = jnp.swapaxes(right, -1, -2)
+    return (left @ across) * values if values.ndim == 0 else (left * values) @ across

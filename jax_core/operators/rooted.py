@@ -47,4 +47,4 @@ class Rooted(ShortRepr):
 
     def projection(self) -> Projection:
         """The root's columns."""
-        return Projection(None, None, self.root, jnp.ones(self.size, self.root.dtype))
+        return Projection(None, None, self.root, jnp.ones((), self.root.dtype))

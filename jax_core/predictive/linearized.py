@@ -16,9 +16,8 @@ import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jax_core.gradients.jacobian_maps import ProjectedJacobians, map_jacobians, map_projected
+from jax_core.gradients.jacobian_maps import map_forms, map_jacobians
 from jax_core.gradients.walk import OfBatches
-from jax_core.operators.projection import combine
 from jax_core.posterior import Posterior
 from jax_core.types import ModelFn, pytree
 from jax_core.xla.compiled import as_jit_argument
@@ -50,8 +49,7 @@ def linearized_predictive(
     ending = as_jit_argument(finish or _unchanged)
     if posterior.subspace is None:
         return map_jacobians(model_fn, posterior.mean, Partial(_from_rows, ending, posterior.output_form))
-    values = posterior.projection.values
-    return map_projected(model_fn, posterior.mean, posterior.subspace, Partial(_from_projected, ending, values))
+    return map_forms(model_fn, posterior.mean, posterior.subspace, Partial(_from_forms, ending))
 
 
 def joint_predictive(
@@ -100,10 +98,8 @@ def _from_rows(finish: Callable[..., Any], form: Callable[[Array], Array], mean:
     return finish(GaussianOutputs(mean, form(rows)))
 
 
-def _from_projected(
-    finish: Callable[..., Any], values: Array | None, mean: Array, projected: ProjectedJacobians
-) -> Any:
-    return finish(GaussianOutputs(mean, combine(values, *projected)))
+def _from_forms(finish: Callable[..., Any], mean: Array, covariance: Array) -> Any:
+    return finish(GaussianOutputs(mean, covariance))
 
 
 def _unchanged(outputs: GaussianOutputs) -> GaussianOutputs:

@@ -21,9 +21,12 @@ def normal(key, *shape):
     return jax.random.normal(jax.random.key(key), shape)
 
 
-@pytest.fixture(params=[LAYOUT, Layout(LAYOUT.plain[:1], ()), Layout((), (Slot(0, 0, (4, 3)),))])
+LAST_LAYER = Layout((Slot(0, 0, (3,)),), (Slot(1, 3, (3, 4)),))
+
+
+@pytest.fixture(params=[LAYOUT, Layout(LAYOUT.plain[:1], ()), Layout((), (Slot(0, 0, (4, 3)),)), LAST_LAYER])
 def rows(request, x64):
-    """Rows of a mixed layout, of one without factors, and of one with nothing else."""
+    """Rows of a mixed layout, of one without factors, of one with nothing else, and of a layer and its bias."""
     layout = request.param
     left = tuple(normal(i, BATCH, OUTPUTS, s.vectors, s.shape[0]) for i, s in enumerate(layout.factored))
     right = tuple(normal(9 + i, BATCH, s.vectors, s.size // s.shape[0]) for i, s in enumerate(layout.factored))
@@ -69,6 +72,15 @@ def test_gram_and_low_rank_quadratic_are_the_dense_ones(rows):
     np.testing.assert_allclose(
         combine(operator.s, inner, operator.alpha * rows.gram()), operator.quadratic(dense), atol=1e-12
     )
+
+
+def test_forms_are_the_dense_ones(rows):
+    columns, values = normal(15, rows.layout.size, VECTORS), jnp.array([2.0, -1.0, 0.5, 3.0, 0.0])
+    inner = rows.dense() @ columns
+    expected = jnp.einsum("bck,k,bdk->bcd", inner, values, inner)
+    np.testing.assert_allclose(rows.form(rows.layout.split(columns.T), values), expected, atol=1e-12)
+    ones = rows.form(rows.layout.split(columns.T), jnp.array(2.0))
+    np.testing.assert_allclose(ones, 2 * inner @ jnp.swapaxes(inner, 1, 2), atol=1e-12)
 
 
 @pytest.mark.parametrize(("batch", "outputs"), [(0, 2), (4, 1), (4, 2), (3, 2), (6, 15), (2, 16)])
