@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from bridge.hyperparameters import Value, in_core
 from bridge.losses import Loss
@@ -23,6 +26,7 @@ from jax_core.data.batches import Batch
 from jax_core.data.passes import LoaderPasses
 from jax_core.fitted import Fitted
 from jax_core.frozen import FeaturePasses, Split, features, split
+from jax_core.gradients.loss_gradient import loss_gradient
 from jax_core.likelihoods import Likelihood
 from jax_core.operators import Operator
 from jax_core.posterior import Posterior, prior_vector
@@ -47,6 +51,7 @@ class FittedModel:
         prior_factor: What multiplies a prior precision: of a posterior on a subset of the data, how many samples one of
             it stands for, as laplace-torch has it.
         seen: Some samples of the data; none of a fit that was read from a file.
+        again: Passes over all of the data, of each fit that is added up here; none if they cannot be read again.
         at_lengths: The same for sequences of other lengths, made as they are met.
         singles: Of comparisons, the same for inputs one by one, by their shapes.
         token_axes: Of lengths to which batches were filled up, the axis of the outputs along the tokens, if any.
@@ -63,6 +68,7 @@ class FittedModel:
     seen: tuple[Batch, ...] = ()
     places: np.ndarray | None = None
     prior_factor: float = 1.0
+    again: tuple[Callable[[], LoaderPasses], ...] = field(default=(), repr=False, compare=False)
     at_lengths: dict[int, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     singles: dict[Any, FittedModel] = field(default_factory=dict, repr=False, compare=False)
     token_axes: dict[int, int | None] = field(default_factory=dict, repr=False, compare=False)
@@ -105,6 +111,14 @@ class FittedModel:
         trunk = self.split.trunk
         return batches if trunk is None else FeaturePasses(trunk, batches)
 
+    @cached_property
+    def loss_gradient(self) -> tuple[Array, int] | None:
+        """The gradient of the summed loss over the data, which are read once more, and how many samples they are."""
+        if not self.again:
+            return None
+        batches = itertools.chain.from_iterable(self.for_head(passes()) for passes in self.again)
+        return loss_gradient(self.split.head, self.params, self.loss.likelihood, batches)
+
     @property
     def jacobian_bytes(self) -> int:
         """What the Jacobian of one example's outputs takes."""
@@ -117,7 +131,8 @@ class FittedModel:
         Raises:
             TypeError: If their curvatures have no sum.
         """
-        return replace(other, fitted=self.fitted.with_more(other.fitted, rank=rank), seen=(*self.seen, *other.seen))
+        both = {"seen": (*self.seen, *other.seen), "again": (*self.again, *other.again)}
+        return replace(other, fitted=self.fitted.with_more(other.fitted, rank=rank), **both)
 
     def posterior(self, prior: Value, scale: float, order: ParameterOrder) -> Posterior:
         """The posterior under a prior, with the curvature times ``scale``."""

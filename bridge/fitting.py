@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -150,7 +151,8 @@ def _fit(
         warn_of_outputs(network, inputs, loss, layout)
 
     batches = KeptBatches(batch_check(traced, loss, layout), seed)
-    passes = checked_passes(loader, traced, batches, reading, reading.reader(to_batch, template))
+    reader = reading.reader(to_batch, template)
+    passes = checked_passes(loader, traced, batches, reading, reader)
     passes.preload()
     kept = None
     if checkpoint is not None:
@@ -162,9 +164,12 @@ def _fit(
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll, template)
     seen = on_device_of(traced.params, batches.samples.batches())
-    return FittedModel(
-        traced, fitted, template, layout, loss, WeightWatch(model), subset, look, seen, places, prior_factor
+    once = isinstance(loader, Iterator)
+    again = (
+        () if once else (partial(checked_passes, loader, traced, batch_check(traced, loss, layout), reading, reader),)
     )
+    known = (look, seen, places, prior_factor, again)
+    return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, *known)
 
 
 def identity(

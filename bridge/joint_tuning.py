@@ -20,6 +20,7 @@ from jax_core.predictive import link_by_name
 from jax_core.tuning import Report, Tuned
 from jax_core.tuning.collect import Searched, held_out_search, parts_with_targets, penalized_search
 from jax_core.tuning.families import ClassFamily, Family, LabelFamily
+from jax_core.tuning.followed import LEAST_SHARE, followed_parameters
 from jax_core.tuning.joint import (
     NO_UNCERTAINTY,
     Choice,
@@ -29,6 +30,7 @@ from jax_core.tuning.joint import (
     most_uncertain_within,
 )
 from jax_core.tuning.noise import noisy_evidence, noisy_held_out
+from jax_core.tuning.optimism import effective_parameters
 from jax_core.tuning.search import checked_grid
 from jax_core.xla.compiled import as_jit_argument
 
@@ -73,7 +75,9 @@ def joint(
         return _tuned(found, choice, "held-out likelihood, joint", f"{len(found.network)} held-out samples")
     if grid is None:
         precisions = precisions[::2]  # the penalty needs derivatives of the link in every direction
-    found = _on_seen(la, fit, link, precisions, default_temperatures(), evidence()).without_sharpest()
+    follow = evidence()
+    parameters = _followed(la, fit, follow)
+    found = _on_seen(la, fit, link, precisions, default_temperatures(), follow, parameters).without_sharpest()
     choice = most_uncertain_within(*_choosing(found), slack=1 / fit.fitted.num_total_samples)
     return _tuned(
         found, choice, "training likelihood and covariance penalty, joint", f"{len(found.network)} training samples"
@@ -86,7 +90,8 @@ def doubts_about(la: LaplaceState, fit: FittedModel, precision: Any) -> Doubts |
     if not known or not fit.seen or fit.jacobian_bytes > JACOBIAN_BYTES:
         return None
     link = link_for(la.link_approx)
-    found = _on_seen(la, fit, link, np.array([precision]), np.array([la.logit_temperature]), precision)
+    tried = np.array([precision]), np.array([la.logit_temperature])
+    found = _on_seen(la, fit, link, *tried, precision, effective_parameters(scaled_model(la, fit)[2], precision))
     count = found.table.counts.sum()
     return Doubts(float(found.table.losses.sum() / count), float(found.network.sum() / count))
 
@@ -105,6 +110,7 @@ def _on_seen(
     precisions: np.ndarray,
     temperatures: np.ndarray,
     follow: float,
+    parameters: float,
 ) -> Searched:
     if not fit.seen:
         raise ValueError(
@@ -120,8 +126,25 @@ def _on_seen(
         precisions=precisions,
         temperatures=temperatures,
         follow=follow,
-        total=fit.fitted.num_total_samples,
+        mean_trace=parameters / (fit.fitted.num_total_samples * family["positions"]),
     )
+
+
+def _followed(la: LaplaceState, fit: FittedModel, precision: float) -> float:
+    """Effective parameters, less what training has not followed where a gradient over the data tells.
+
+    Positions of one sample err together, so that theirs would seem to be left of the noise of many.
+    """
+    curvature = scaled_model(la, fit)[2]
+    single = family_of(la, fit, "probit")["positions"] == 1
+    known = (
+        fit.loss_gradient if single and fit.fitted.num_samples >= LEAST_SHARE * fit.fitted.num_total_samples else None
+    )
+    if known is None:
+        return effective_parameters(curvature, precision)
+    gradient, samples = known
+    share = min(1.0, samples / fit.fitted.num_total_samples)
+    return followed_parameters(curvature, precision, gradient * np.sqrt(la.hyperparameters.scale / share), share=share)
 
 
 def _with_noise(la: LaplaceState, fit: FittedModel, batches: Iterable[Batch], precisions: np.ndarray) -> Tuned:

@@ -14,7 +14,7 @@ from jax_core.operators import Operator
 from jax_core.tuning.families import Family, LabelFamily
 from jax_core.tuning.joint import Table, fit_temperature, loss_table, scaled_losses, sharpest_temperature
 from jax_core.tuning.marginals import Marginals, marginals_on_grid
-from jax_core.tuning.optimism import effective_parameters, penalty_table, responses
+from jax_core.tuning.optimism import penalty_table, responses
 from jax_core.types import ArrayLike, ModelFn, Params
 
 
@@ -120,7 +120,7 @@ def penalized_search(
     precisions: Float[np.ndarray, " T"],
     temperatures: Float[np.ndarray, " L"],
     follow: float,
-    total: int,
+    mean_trace: float,
 ) -> Searched:
     r"""The losses to expect of new samples, from some that the network was trained on: seen losses and a penalty.
 
@@ -137,15 +137,15 @@ def penalized_search(
         precisions: To try, ascending.
         temperatures: To try.
         follow: The prior precision that says how outputs follow the targets they were trained on: the evidence's.
-        total: Training samples.
+        mean_trace: By how much, on average over the positions of all training samples: effective parameters over their
+            number.
     """
     grid = jnp.asarray(temperatures, jnp.result_type(float))
-    size = effective_parameters(curvature, follow) / (total * positions)
     whole = np.append(precisions, follow)
     found = list(parts_with_targets(model_fn, mean, curvature, batches, whole, together))
     outputs, wanted = (jnp.concatenate(leaves) for leaves in zip(*((p.mean, t) for p, t in found), strict=True))
     seen = family.seen(wanted)
-    response = responses(family, outputs, jnp.concatenate([p.covariance[:, -1] for p, _ in found]), seen, size)
+    response = responses(family, outputs, jnp.concatenate([p.covariance[:, -1] for p, _ in found]), seen, mean_trace)
     tables, start = [], 0
     for part, target in found:
         tried = Marginals(part.mean, part.covariance[:, :-1])

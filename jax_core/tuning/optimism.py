@@ -7,7 +7,8 @@ drawn from the network's own probabilities have covariance $H_i$, the Hessian of
 $i$ is $\operatorname{tr}(\tfrac{\partial \eta_i}{\partial f_i} V_i H_i)$. For the network itself these add up to
 $\sum_i \operatorname{tr}(V_i H_i) = \gamma$, the number of effective parameters (MacKay, 1992), and the estimate is
 Akaike's criterion. Leave-one-out estimates (arXiv:2310.19273) use the residuals in the place of $H_i$, and see nothing
-where a network has fitted every target.
+where a network has fitted every target. What training has not yet followed is taken off $\gamma$ where it is known
+(:mod:`jax_core.tuning.followed`).
 """
 
 from __future__ import annotations
