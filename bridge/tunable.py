@@ -49,6 +49,8 @@ class TunableLaplace(FunctionSpace):
           temperature scaling's nor worse than the best by a one-sided paired test at five per cent.
         - Without, classification and several labels: likewise by the likelihood of some training samples less what the
           network owes to having seen them (Efron, 2004, doi:10.1198/016214504000000692), within one nat on one of them.
+          The loader of the fit is read once more, for the gradient of the loss, which tells how far the network has
+          followed its targets; not where it was an iterator, or samples have several positions.
         - Without, regression: by the largest evidence over precision and noise.
 
         :meth:`report` says what was chosen by what, beside the figures of the network and of temperature scaling.

@@ -213,3 +213,56 @@ def test_without_held_out_data_the_size_of_batches_does_not_say_how_many_samples
         la.fit(DataLoader(TensorDataset(x, y), batch_size=batch_size))
         la.optimize_prior_precision()
         assert "512 training samples" in str(la.report())
+
+
+def few_epochs():
+    """As sure as it is right: stopped long before it knows its targets."""
+    x, y, _ = MANY
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    for part in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(20):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[part]), y[part]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+MANY = data(600)
+
+
+def test_what_training_has_not_followed_counts_for_no_penalty():
+    x, y, _ = MANY
+    passes = []
+
+    class Counted(DataLoader):
+        def __iter__(self):
+            passes.append(len(self.dataset))
+            return super().__iter__()
+
+    model, found = few_epochs(), {}
+    for kind, loader in {
+        "again": Counted(TensorDataset(x, y), 100),
+        "once": iter(zip(x.split(100), y.split(100), strict=True)),
+    }.items():
+        la = Laplace(model, progress=False).fit(loader)
+        before = len(passes)
+        la.optimize_prior_precision()
+        found[kind] = la.report().network, loss(la(NEW[0]), NEW[1])
+        if kind == "again":
+            assert len(passes) == before + 1
+            la.optimize_prior_precision()
+            assert len(passes) == before + 1
+    with torch.no_grad():
+        new = float(F.cross_entropy(model(NEW[0]), NEW[1]))
+    # without the gradient the network is expected to lose far more than it does
+    assert abs(found["again"][0] - new) < 0.5 * abs(found["once"][0] - new)
+    assert found["again"][1] < new * 1.01 and found["again"][1] <= found["once"][1] + 1e-4
+
+
+def test_positions_of_one_sample_are_not_taken_for_many(monkeypatch):
+    x = torch.randn(20, 3, 4, 4, generator=GENERATOR)
+    model = nn.Conv2d(3, 2, 1)
+    la = fit(model, x, x[:, 0].gt(0).long(), nn.CrossEntropyLoss())
+    monkeypatch.setattr(type(la._fit), "loss_gradient", property(lambda fit: pytest.fail("not to be read")))
+    la.optimize_prior_precision()
