@@ -127,7 +127,15 @@ def _on_seen(
         temperatures=temperatures,
         follow=follow,
         mean_trace=parameters / (fit.fitted.num_total_samples * family["positions"]),
+        mean_nll=fit.fitted.nll / fit.fitted.num_total_samples if _is_plain(fit.loss.likelihood) else None,
     )
+
+
+def _is_plain(likelihood: Any) -> bool:
+    """Whether it is the negative log-likelihood that predictions are judged by: no weights, no smoothing."""
+    if isinstance(likelihood, Categorical):
+        return likelihood.weight is None and not likelihood.label_smoothing
+    return isinstance(likelihood, Bernoulli) and likelihood.positive_weight is None
 
 
 def _followed(la: LaplaceState, fit: FittedModel, precision: float) -> float:

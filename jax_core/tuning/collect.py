@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -121,6 +122,7 @@ def penalized_search(
     temperatures: Float[np.ndarray, " L"],
     follow: float,
     mean_trace: float,
+    mean_nll: float | None = None,
 ) -> Searched:
     r"""The losses to expect of new samples, from some that the network was trained on: seen losses and a penalty.
 
@@ -139,6 +141,9 @@ def penalized_search(
         follow: The prior precision that says how outputs follow the targets they were trained on: the evidence's.
         mean_trace: By how much, on average over the positions of all training samples: effective parameters over their
             number.
+        mean_nll: What the network loses on all of the training data, a sample; ``None`` if unknown. Some of them may
+            be easier: their losses under every pair are corrected by how they go with the network's own (a control
+            variate).
     """
     grid = jnp.asarray(temperatures, jnp.result_type(float))
     whole = np.append(precisions, follow)
@@ -146,24 +151,41 @@ def penalized_search(
     outputs, wanted = (jnp.concatenate(leaves) for leaves in zip(*((p.mean, t) for p, t in found), strict=True))
     seen = family.seen(wanted)
     response = responses(family, outputs, jnp.concatenate([p.covariance[:, -1] for p, _ in found]), seen, mean_trace)
-    tables, start = [], 0
+    losses, penalties, start = [], [], 0
     for part, target in found:
         tried = Marginals(part.mean, part.covariance[:, :-1])
-        own = response[start : start + part.mean.shape[0]]
+        here = response[start : start + part.mean.shape[0]]
         counted = family.seen(target)[:, None, None]
-        penalty = jnp.where(counted, penalty_table(family, tried, own, grid), 0.0)
-        tables.append(_of_examples(loss_table(family, tried, target, grid) + penalty, positions))
+        penalty = jnp.where(counted, penalty_table(family, tried, here, grid), 0.0)
+        losses.append(_of_examples(loss_table(family, tried, target, grid), positions))
+        penalties.append(_of_examples(penalty, positions))
         start += part.mean.shape[0]
-    table = Table(np.concatenate(tables), target_counts(family, wanted, positions))
+    own = _of_examples(scaled_losses(family, outputs, wanted, 1.0), positions)
+    corrected = partial(_controlled, own=own, known=mean_nll)
+    tried_losses = corrected(np.concatenate(losses)) + np.concatenate(penalties)
+    table = Table(tried_losses, target_counts(family, wanted, positions))
     _refuse_nothing(table)
-    trace = np.asarray(jnp.where(seen, jnp.trace(response, axis1=-2, axis2=-1), 0.0), np.float64)
+    trace = _of_examples(jnp.where(seen, jnp.trace(response, axis1=-2, axis2=-1), 0.0), positions)
 
     def alone(temperature: float) -> np.ndarray:
-        return _of_examples(scaled_losses(family, outputs, wanted, temperature) + trace / temperature, positions)
+        scaled = _of_examples(scaled_losses(family, outputs, wanted, temperature), positions)
+        return corrected(scaled) + trace / temperature
 
     fine = np.append(np.geomspace(0.05, 20.0, 200), 1.0)
     temperature = float(fine[int(np.argmin([alone(t).sum() for t in fine]))])
     return Searched(table, precisions, temperatures, alone(1.0), alone(temperature), temperature)
+
+
+def _controlled(
+    values: Float[np.ndarray, "N *K"], *, own: Float[np.ndarray, " N"], known: float | None
+) -> Float[np.ndarray, "N *K"]:
+    """Values moved to where their mean would be if that of the network's own losses were what it is known to be."""
+    spread = own - own.mean()
+    square = float(spread @ spread)
+    if known is None or not square > 0:
+        return values
+    finite = np.where(np.isfinite(values), values, 0.0)
+    return values + np.tensordot(spread / square, finite, 1) * (known - own.mean())
 
 
 def _of_examples(values: Array | np.ndarray, positions: int) -> np.ndarray:

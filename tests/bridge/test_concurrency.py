@@ -21,7 +21,7 @@ torch.manual_seed(0)
 x, y = torch.randn(16, 4), torch.arange(16) % 3
 model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 la = fit(model, x, y, structure="lowrank", rank=8, method="nystrom", link_approx="mc")
-la.optimize_prior_precision()
+la.optimize_prior_precision(grid=[0.1, 1.0, 10.0])
 print(la(x).flatten().view(torch.int32).tolist(), la(x, pred_type="nn").flatten().view(torch.int32).tolist())
 """
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.bridge.small import STRUCTURES, fitted, own
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.in_turns]
 PRIORS = {"scalar": (), "one of one": (1,), "per tensor": (4,), "per weight": (43,)}
 PER_TENSOR = [(s, p) for s in STRUCTURES for p in PRIORS if p != "per weight" or s in ("full", "diag", "lowrank")]
 

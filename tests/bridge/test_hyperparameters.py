@@ -13,6 +13,8 @@ from bridge import Laplace, hyperparameters
 from bridge.parameter_order import ParameterOrder
 from tests.bridge.dense import double, fit, ggn, jacobian, silent
 
+pytestmark = pytest.mark.in_turns
+
 
 def network(layers=2):
     """More than ten modules, so that sorted names ("10" before "2") are in another order than torch's."""

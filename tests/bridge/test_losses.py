@@ -17,6 +17,8 @@ from bridge.losses import describe, logits_of_probabilities
 from jax_core import Categorical, Custom
 from tests.bridge.dense import fit, ggn, trace_of
 
+pytestmark = pytest.mark.in_turns
+
 X = torch.randn(14, 3, generator=torch.Generator().manual_seed(0))
 
 

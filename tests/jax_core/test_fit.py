@@ -17,6 +17,8 @@ from jax_core.posterior import gaussian_log_likelihood
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import LOSSES, attention, cnn, dense_ggn, mlp, sample_loss
 
+pytestmark = pytest.mark.in_turns
+
 METHODS = ("auto", "gram", "nystrom", "lanczos", "lobpcg")
 
 

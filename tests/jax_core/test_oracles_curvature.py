@@ -29,6 +29,8 @@ from jax_core.likelihoods import Likelihood, as_likelihood
 from tests.cases import LOSSES, quick_jit
 from tests.jax_core.oracles import MODELS, OUTPUTS, SAMPLES, Twin, torch_loss, twin
 
+pytestmark = pytest.mark.in_turns
+
 CURVATURES = {
     "ggn": (create_ggn_mv, GGNLinearOperator, functorch_ggn),
     "hessian": (create_hessian_mv, HessianLinearOperator, functorch_hessian),

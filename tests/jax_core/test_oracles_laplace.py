@@ -40,6 +40,8 @@ from jax_core import (
 from tests.cases import LOSSES, quick_jit
 from tests.jax_core.oracles import MODELS, torch_loss, twin
 
+pytestmark = pytest.mark.in_turns
+
 STRUCTURES = ("full", "diag")
 PRIOR_MEAN = 0.1
 SIGMA = {"cross_entropy": 1.0, "mse": 0.6, "binary_cross_entropy": 1.0}

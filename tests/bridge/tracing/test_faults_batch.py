@@ -11,6 +11,8 @@ from bridge.tensors import to_jax
 from bridge.tracing import BatchSizeError, TraceError, trace
 from tests.bridge.tracing.bodies import Body, assert_same, batch
 
+pytestmark = pytest.mark.in_turns
+
 
 def remainders(count):
     """A path for each remainder of the batch size."""

@@ -11,6 +11,8 @@ from torch import nn
 from bridge.tensors import to_jax
 from bridge.tracing import TraceError, trace
 
+pytestmark = pytest.mark.in_turns
+
 NAN, INF = float("nan"), float("inf")
 SPECIAL = torch.tensor(
     [0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 20.0, INF, -INF, NAN], dtype=torch.float64

@@ -7,6 +7,8 @@ from torch import nn
 
 from tests.bridge.tracing.oracle import assert_carried
 
+pytestmark = pytest.mark.in_turns
+
 
 class Function(nn.Module):
     def __init__(self, function):

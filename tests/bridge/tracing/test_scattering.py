@@ -10,6 +10,8 @@ from torch import nn
 from bridge.tracing.lowering.scattering import index_reduce, scatter_reduce
 from tests.bridge.tracing.oracle import assert_carried
 
+pytestmark = pytest.mark.in_turns
+
 KINDS = ("sum", "mean", "amax", "amin", "prod")
 
 

@@ -16,6 +16,8 @@ from jax_core.likelihoods import Bernoulli, Custom, Heteroscedastic, dense_hessi
 from jax_core.xla.compiled import as_jit_argument
 from tests.cases import CASES, LOSSES, dense_ggn, mlp
 
+pytestmark = pytest.mark.in_turns
+
 
 def add_gram(carry, block, extra):
     return carry + block.T @ block

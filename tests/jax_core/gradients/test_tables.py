@@ -8,6 +8,8 @@ import pytest
 from jax_core.gradients.jacobians import factored_jacobian, find_layout, jacobian
 from jax_core.gradients.rotated import squares
 
+pytestmark = pytest.mark.in_turns
+
 MANY = 5
 
 

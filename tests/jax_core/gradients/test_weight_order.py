@@ -12,6 +12,8 @@ from jax_core.gradients.weight_order import Order, find_order, in_order
 from jax_core.xla.convolutions import with_fast_convolutions
 from tests.cases import attention, cnn, mlp
 
+pytestmark = pytest.mark.in_turns
+
 
 def normal(key, *shape):
     return jax.random.normal(jax.random.key(key), shape)

@@ -12,6 +12,8 @@ from jax_core.lowrank.plan import Problem, choose
 from jax_core.matrix_free import to_dense
 from tests.cases import dense_ggn, mlp
 
+pytestmark = pytest.mark.in_turns
+
 
 def decaying(size: int = 40, seed: int = 0, decay: float = 0.6) -> tuple[jax.Array, np.ndarray]:
     """A matrix with a decaying spectrum, and that spectrum, largest first."""

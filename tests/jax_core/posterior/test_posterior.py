@@ -11,6 +11,8 @@ from jax_core.operators import Diagonal
 from jax_core.posterior import Posterior, gaussian_log_likelihood, log_marginal_likelihood, prior_vector
 from tests.cases import Case, dense_ggn, dense_jacobian, flatten, mlp
 
+pytestmark = pytest.mark.in_turns
+
 STRUCTURES = ("full", "diagonal", "lanczos", "nystrom")
 
 

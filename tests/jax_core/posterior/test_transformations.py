@@ -12,6 +12,8 @@ from jax_core.posterior import Posterior
 from jax_core.predictive import linearized_predictive
 from tests.cases import dense_ggn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 PRIORS = np.array([0.5, 2.0, 9.0])
 TOLERANCE = {"float32": 2e-4, "float64": 1e-9}
 ROOT = np.cos(np.arange(51.0))

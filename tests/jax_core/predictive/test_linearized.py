@@ -14,6 +14,8 @@ from jax_core.posterior import Posterior, prior_vector
 from jax_core.predictive import joint_predictive, linearized_predictive
 from tests.cases import CASES, attention, cnn, dense_ggn, dense_jacobian, flatten, mlp
 
+pytestmark = pytest.mark.in_turns
+
 CROSSED = [(mlp, "dense"), (mlp, "lowrank"), (mlp, "diagonal"), (cnn, "lowrank"), (attention, "dense")]
 
 

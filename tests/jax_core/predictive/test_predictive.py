@@ -13,6 +13,8 @@ from jax_core.gradients.jacobian_maps import Sizes, map_jacobians
 from jax_core.predictive.links import MonteCarlo, link_by_name
 from tests.cases import CASES, cnn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 LINKS = ("probit", "bridge", "bridge_norm", "mean_field_0", "mean_field_1", "mean_field_2")
 PRIOR = {"prior_prec": 2.0}
 

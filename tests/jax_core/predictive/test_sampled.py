@@ -12,6 +12,8 @@ from jax_core.posterior import Posterior
 from jax_core.predictive import linearized_predictive, moments, sampled_predictive
 from tests.cases import CASES, dense_ggn, flatten, mlp
 
+pytestmark = pytest.mark.in_turns
+
 MODELS, INPUTS = 100, 4
 
 

@@ -10,6 +10,8 @@ from jax_core.posterior import Posterior, log_marginal_likelihood, prior_vector
 from jax_core.tuning import evidence_loss, evidence_on_grid, gradient_descent, maximize_evidence, spectrum
 from tests.cases import dense_ggn, flatten, mlp
 
+pytestmark = pytest.mark.in_turns
+
 STRUCTURES = ("dense", "lowrank", "diagonal")
 PRIORS = ("scalar", "per_layer", "diagonal", "tree")
 

@@ -18,6 +18,8 @@ from jax_core.predictive import GaussianOutputs, linearized_predictive, probit
 from jax_core.tuning import grid_search, held_out_losses, objective_by_name, predictions_on_grid
 from tests.cases import attention, cnn, dense_ggn, dense_jacobian, mlp
 
+pytestmark = pytest.mark.in_turns
+
 GRID = np.array([0.03, 1.0, 4.0, 500.0])
 
 
