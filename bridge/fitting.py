@@ -164,10 +164,9 @@ def _fit(
         fitted = fit_curvature(*what, key=key, num_total_samples=num_total_samples, checkpoint=kept)
         compare_losses(network, model_fn, loss.likelihood, batches.kept, fitted.batch_nll, template)
     seen = on_device_of(traced.params, batches.samples.batches())
-    once = isinstance(loader, Iterator)
-    again = (
-        () if once else (partial(checked_passes, loader, traced, batch_check(traced, loss, layout), reading, reader),)
-    )
+    streamed = dataclasses.replace(reading, cache="none")  # a single pass has no use for what it keeps
+    anew = partial(checked_passes, loader, traced, batch_check(traced, loss, layout), streamed, reader)
+    again = () if isinstance(loader, Iterator) else (anew,)
     known = (look, seen, places, prior_factor, again)
     return FittedModel(traced, fitted, template, layout, loss, WeightWatch(model), subset, *known)
 

@@ -143,15 +143,13 @@ def _followed(la: LaplaceState, fit: FittedModel, precision: float) -> float:
 
     Positions of one sample err together, so that theirs would seem to be left of the noise of many.
     """
-    curvature = scaled_model(la, fit)[2]
-    single = family_of(la, fit, "probit")["positions"] == 1
-    known = (
-        fit.loss_gradient if single and fit.fitted.num_samples >= LEAST_SHARE * fit.fitted.num_total_samples else None
-    )
+    curvature, fitted = scaled_model(la, fit)[2], fit.fitted
+    told = _positions(fit) == 1 and fitted.num_samples >= LEAST_SHARE * fitted.num_total_samples
+    known = fit.loss_gradient if told else None
     if known is None:
         return effective_parameters(curvature, precision)
     gradient, samples = known
-    share = min(1.0, samples / fit.fitted.num_total_samples)
+    share = min(1.0, samples / fitted.num_total_samples)
     return followed_parameters(curvature, precision, gradient * np.sqrt(la.hyperparameters.scale / share), share=share)
 
 
@@ -186,13 +184,17 @@ def scaled_model(la: LaplaceState, fit: FittedModel) -> tuple[Any, Any, Any]:
 
 def family_of(la: LaplaceState, fit: FittedModel, link: LinkName) -> dict[str, Any]:
     """The likelihood's family, and how an example's outputs fall into positions."""
-    likelihood, layout = fit.loss.likelihood, fit.layout
+    likelihood, positions = fit.loss.likelihood, _positions(fit)
     family: Family = LabelFamily()
-    together = 1
     if isinstance(likelihood, Categorical):
         named = link_by_name(link, key=jax.random.key(la.seed), num_samples=la.n_samples)
-        family, together = ClassFamily(as_jit_argument(named), likelihood.ignore_index), layout.core_shape[-1]
-    return {"family": family, "together": together, "positions": layout.size // together}
+        family = ClassFamily(as_jit_argument(named), likelihood.ignore_index)
+    return {"family": family, "together": fit.layout.size // positions, "positions": positions}
+
+
+def _positions(fit: FittedModel) -> int:
+    """Of an example: where it has a class, or labels one by one."""
+    return fit.layout.size // (fit.layout.core_shape[-1] if isinstance(fit.loss.likelihood, Categorical) else 1)
 
 
 def _choosing(found: Searched) -> tuple[Any, ...]:

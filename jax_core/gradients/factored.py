@@ -248,6 +248,6 @@ class FactoredRows:
         return self.layout.join(parts).reshape(batch, outputs, -1)
 
 
-def grams(rows: Float[Array, "B C Q"]) -> Float[Array, "B C C"]:
+def grams(rows: Float[Array, "*B C Q"]) -> Float[Array, "*B C C"]:
     """``rows @ rows^T`` of each example."""
     return rows @ jnp.swapaxes(rows, -1, -2)

@@ -105,8 +105,6 @@ def map_forms(
     params: Params,
     basis: Subspace,
     function: Callable[[Array, Array], Any],
-    *,
-    sizes: Sizes | None = None,
 ) -> OfBatches:
     r""":func:`map_projected` for a function of the forms $J A J^\top$ alone.
 
@@ -115,13 +113,17 @@ def map_forms(
         params: Where to linearise.
         basis: A projection of $A$ over the flattened parameters.
         function: From outputs ``(b, C)`` and forms ``(b, C, C)`` to a pytree with leading axis ``b``.
-        sizes: As there.
     """
-    return _map_along(_form, model_fn, params, basis, function, sizes)
+    return _map_along(_form, model_fn, params, basis, function)
 
 
 def _map_along(
-    met: Met, model_fn: ModelFn, params: Params, basis: Subspace, function: Callable[..., Any], sizes: Sizes | None
+    met: Met,
+    model_fn: ModelFn,
+    params: Params,
+    basis: Subspace,
+    function: Callable[..., Any],
+    sizes: Sizes | None = None,
 ) -> OfBatches:
     model, last = as_jit_argument(with_fast_convolutions(model_fn)), as_jit_argument(function)
 

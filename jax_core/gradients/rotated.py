@@ -19,6 +19,7 @@ from jax_core.gradients.factored import FactoredRows, Layout, Parts, grams
 from jax_core.gradients.jacobians import Sides, Worth, by_cost
 from jax_core.operators import BlockDiagonal, Dense, Kronecker, Projection, RowBlocks
 from jax_core.operators.eigenbasis import Eigenbasis
+from jax_core.operators.projection import summed
 from jax_core.types import pytree
 
 LeafBasis: TypeAlias = tuple[Array | RowBlocks | None, ...]
@@ -89,12 +90,9 @@ class Coordinates:
 
     def form(self, rotated: FactoredRows) -> Float[Array, "B C C"]:
         """The whole quadratic form of rotated rows, example by example."""
-        gram = self.gram(rotated)
-        if self.columns is None or self.values is None:
-            assert gram is not None  # a projection has weights or columns
-            return gram
-        outer = rotated.form(self.columns, self.values)
-        return outer if gram is None else outer + gram
+        columns, values = self.columns, self.values
+        outer = None if columns is None or values is None else rotated.form(columns, values)
+        return summed(outer, self.gram(rotated))
 
     def gram(self, rotated: FactoredRows) -> Float[Array, "B C C"] | None:
         """The quadratic form of rotated rows under the weights, example by example."""

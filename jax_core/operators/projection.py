@@ -61,10 +61,14 @@ def combine(
     values: Float[Array, " *R"] | None, inner: Float[Array, "... C R"] | None, gram: Float[Array, "... C C"] | None
 ) -> Float[Array, "... C C"]:
     r"""The form from a projection's $s$, $\tilde R U$ and $\tilde R \operatorname{diag}(w) \tilde R^\top$."""
-    if inner is None or values is None:
+    return summed(None if inner is None or values is None else between(inner, values, inner), gram)
+
+
+def summed(outer: Float[Array, "... C C"] | None, gram: Float[Array, "... C C"] | None) -> Float[Array, "... C C"]:
+    """The form from what its columns give and what its weights give."""
+    if outer is None:
         assert gram is not None  # a projection has weights or columns
         return gram
-    outer = between(inner, values, inner)
     return outer if gram is None else outer + gram
 
 

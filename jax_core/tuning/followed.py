@@ -27,7 +27,7 @@ from jax_core.xla.precision import full_precision
 LEAST_SHARE = 0.5
 """Of the samples trained on that a gradient must be of: what is left of fewer says little about all."""
 
-_BANDS = 10.0 ** np.arange(-2.0, 6.1, 0.5)  # of t over tau
+_HALVES = np.arange(-4, 13)  # decades of t over tau, doubled
 
 
 def followed_parameters(
@@ -44,9 +44,9 @@ def followed_parameters(
     """
     if isinstance(curvature, Symmetric):  # one decomposition for all bands
         curvature = curvature.eigenpairs
-    total = effective_parameters(curvature, precision)
-    edges = precision * _BANDS
+    edges = precision * 10.0 ** (_HALVES / 2)
     sizes = np.array([effective_parameters(curvature, edge) for edge in edges])
+    total = float(sizes[_HALVES == 0][0])
     squares = np.array([float(_squared(curvature, jnp.asarray(edge, gradient.dtype), gradient)) for edge in edges])
     sizes, squares = np.maximum(-np.diff(sizes), 0.0), np.maximum(-np.diff(squares), 0.0)
     middle = np.sqrt(edges[1:] * edges[:-1])

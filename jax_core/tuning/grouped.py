@@ -78,7 +78,7 @@ def group_products(
     """Products of each group's part of sorted rows with themselves, and with the columns if there are any."""
     runs, outputs = runs_of(sizes), turned.shape[:-1]
     parts = [jnp.moveaxis(run.cut(turned, -1), -2, 0) for run in runs]  # (groups, B, C, width) each
-    own = jnp.concatenate([_grams(part) for part in parts])
+    own = jnp.concatenate([grams(part) for part in parts])
     if columns is None:
         return own, None
     pairs = zip(parts, runs, strict=True)
@@ -196,10 +196,5 @@ def covariances(
     if inner is not None and known.roots is not None:
         inner = inner.reshape(inner.shape[0], -1, inner.shape[-1])  # (G, B * C, R)
         halves = jnp.tensordot(known.scales, inner, 1) @ known.roots  # (T, B * C, R)
-        covariance = covariance - _grams(halves.reshape(-1, *outputs.shape, halves.shape[-1]))
+        covariance = covariance - grams(halves.reshape(-1, *outputs.shape, halves.shape[-1]))
     return jax.vmap(lambda of_one: finish(GaussianOutputs(outputs, of_one)), out_axes=1)(covariance)
-
-
-def _grams(part: Float[Array, "N B C W"]) -> Float[Array, "N B C C"]:
-    count, batch, outputs, width = part.shape
-    return grams(part.reshape(-1, outputs, width)).reshape(count, batch, outputs, outputs)

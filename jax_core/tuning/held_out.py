@@ -59,10 +59,10 @@ def predictions_on_grid(
         curvature = curvature.eigenpairs
     last = Partial(_on_grid, as_jit_argument(finish), curvature, grid)
     if isinstance(curvature, LowRank):
-        raw = Projection(None, jnp.ones((), grid.dtype), curvature.U, jnp.ones(curvature.rank, grid.dtype))
+        raw = Projection(None, jnp.ones((), grid.dtype), curvature.U, jnp.ones((), grid.dtype))
         return map_projected(model_fn, mean, Subspace(raw), last)
     if isinstance(curvature, Dense):
-        raw = Projection(None, None, curvature.eigenvectors, jnp.ones(curvature.size, grid.dtype))
+        raw = Projection(None, None, curvature.eigenvectors, jnp.ones((), grid.dtype))
         return map_projected(model_fn, mean, Subspace(raw), last)
     return map_jacobians(model_fn, mean, last)
 
